@@ -1,0 +1,170 @@
+import { MultiBar, Presets } from "cli-progress";
+import Table from "cli-table3";
+
+/** Where the demo's output goes: standard output, or a memory stream in a test. */
+export type Screen = NodeJS.WritableStream & { isTTY?: boolean; columns?: number };
+
+/** The figures of one model, as `taco specialize --json` prints them. */
+export interface ModelFigures {
+  /** Share of held-out frames, in [0, 1]. */
+  accuracy: number;
+  /** In [0, 1]. */
+  macroF1: number;
+  parameters: number;
+  nonzero: number;
+  bytes: number;
+  latencyMsP50: number;
+}
+
+/** A line that shows how far something is. */
+export interface ProgressLine {
+  /** `done` in the unit of `total`; a larger `total` than before may be passed. */
+  update(done: number, note?: string, total?: number): void;
+  /** Ends the line; the last state stays on the screen. */
+  stop(): void;
+}
+
+/** Prints a section's title with a rule below it, and a blank line before. */
+export function printTitle(screen: Screen, title: string): void {
+  const rule = "─".repeat([...title].length);
+  screen.write(screen.isTTY ? `\n\x1b[1m${title}\x1b[0m\n${rule}\n` : `\n${title}\n${rule}\n`);
+}
+
+/**
+ * Starts a progress line with the time left. On a terminal it is redrawn in place; elsewhere (a
+ * file, a CI log) one plain line is written at each quarter, so that the log stays readable.
+ *
+ * @param total at least 1.
+ */
+export function startProgress(screen: Screen, name: string, total: number): ProgressLine {
+  if (!(total >= 1)) throw new RangeError(`total: expected at least 1, got ${total}`);
+  return screen.isTTY ? drawnProgress(screen, name, total) : plainProgress(screen, name, total);
+}
+
+function drawnProgress(screen: Screen, name: string, total: number): ProgressLine {
+  const bars = new MultiBar(
+    {
+      stream: screen,
+      format: `${name.padEnd(22)} {bar} {percentage}% {value}/{total}  {eta_formatted} left  {note}`,
+      barsize: 24,
+      hideCursor: true,
+      // The demo prints nothing while a line is up, and a killed demo must give its cursor back.
+      gracefulExit: true,
+      fps: 8,
+    },
+    Presets.shades_classic,
+  );
+  const bar = bars.create(total, 0, { note: "" });
+  return {
+    update(done, note, newTotal) {
+      if (newTotal !== undefined) bar.setTotal(newTotal);
+      bar.update(done, note === undefined ? {} : { note });
+    },
+    stop: () => bars.stop(),
+  };
+}
+
+function plainProgress(screen: Screen, name: string, firstTotal: number): ProgressLine {
+  const startedMs = performance.now();
+  let total = firstTotal;
+  let quarter = 0;
+  let ended = false;
+  const print = (done: number, note: string) => {
+    const elapsed = (performance.now() - startedMs) / 1000;
+    const left =
+      done > 0 && done < total ? `, ${seconds((elapsed * (total - done)) / done)} left` : "";
+    const tail = note === "" ? "" : `, ${note}`;
+    screen.write(`${name}: ${done}/${total} after ${seconds(elapsed)}${left}${tail}\n`);
+  };
+  return {
+    update(done, note = "", newTotal = total) {
+      total = newTotal;
+      const now = Math.floor((4 * done) / total);
+      if (now <= quarter || ended) return;
+      quarter = now;
+      print(done, note);
+    },
+    stop() {
+      ended = true;
+    },
+  };
+}
+
+/**
+ * Prints the table of before and after. The ratio of a size or a time is dense over compressed
+ * ("how many times smaller"); of accuracy and macro-F1 it is compressed over dense in per cent.
+ */
+export function printComparison(
+  screen: Screen,
+  dense: ModelFigures,
+  compressed: ModelFigures,
+): void {
+  const rows: [string, string, string, string][] = [
+    share("accuracy", dense.accuracy, compressed.accuracy),
+    share("macro-F1", dense.macroF1, compressed.macroF1),
+    times("non-zero parameters", dense.nonzero, compressed.nonzero, count),
+    times("bytes", dense.bytes, compressed.bytes, count),
+    times("median latency", dense.latencyMsP50, compressed.latencyMsP50, milliseconds),
+  ];
+  printTable(screen, ["held-out bursts", "dense", "compressed", "ratio"], rows);
+}
+
+/** Prints what the broker saw, one row a kind. */
+export function printMessages(
+  screen: Screen,
+  messages: readonly { kind: string; count: number }[],
+): void {
+  if (messages.length === 0) {
+    screen.write("no message was seen\n");
+    return;
+  }
+  printTable(
+    screen,
+    ["message", "count"],
+    messages.map(({ kind, count: times }) => [kind, count(times)]),
+  );
+}
+
+/** Prints rows under a head; the first column is text, the others are right-aligned figures. */
+export function printTable(
+  screen: Screen,
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+): void {
+  const table = new Table({
+    head: [...head],
+    colAligns: head.map((_, column) => (column === 0 ? "left" : "right")),
+    style: { head: screen.isTTY ? ["bold"] : [], border: [], compact: true },
+  });
+  table.push(...rows.map((row) => [...row]));
+  screen.write(`${table.toString()}\n`);
+}
+
+/** Bytes for people, in binary units: `5.2 MiB`. */
+export function formatBytes(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = bytes < 1 ? 0 : Math.min(Math.floor(Math.log2(bytes) / 10), units.length - 1);
+  const value = bytes / 2 ** (10 * power);
+  return `${power === 0 ? value : value.toFixed(value < 10 ? 2 : 1)} ${units[power]}`;
+}
+
+function share(name: string, dense: number, compressed: number): [string, string, string, string] {
+  const ratio = dense > 0 ? percent(compressed / dense) : "–";
+  return [name, percent(dense), percent(compressed), ratio];
+}
+
+function times(
+  name: string,
+  dense: number,
+  compressed: number,
+  format: (value: number) => string,
+): [string, string, string, string] {
+  const ratio = compressed > 0 ? `${(dense / compressed).toFixed(2)}×` : "–";
+  return [name, format(dense), format(compressed), ratio];
+}
+
+const percent = (value: number) => `${(100 * value).toFixed(1)} %`;
+const count = (value: number) => value.toLocaleString("en-US");
+const milliseconds = (value: number) => `${value.toFixed(1)} ms`;
+const seconds = (value: number) =>
+  value < 90 ? `${value.toFixed(value < 10 ? 1 : 0)} s` : `${Math.round(value / 60)} min`;
