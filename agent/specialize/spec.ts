@@ -1,0 +1,151 @@
+import * as v from "valibot";
+import { modelMetricsSchema, preprocessingSchema } from "../model.ts";
+
+const whole = v.pipe(v.number(), v.integer());
+
+/** How zeros are laid out in a pruned layer. */
+export type SparsityPattern =
+  | { readonly kind: "unstructured"; readonly sparsity: number }
+  | { readonly kind: "n:m"; readonly n: number; readonly m: number };
+
+/**
+ * `runs/<id>/spec.json`: everything that a run depends on, fixed before it starts, so that a run
+ * that was killed goes on to the same result.
+ */
+export const runSpecSchema = v.strictObject({
+  formatVersion: v.literal(1),
+  id: v.string(),
+  createdAt: v.string(),
+  softwareVersion: v.string(),
+  generalist: v.strictObject({
+    name: v.string(),
+    sha256: v.string(),
+    modelPath: v.string(),
+    /** Class names of the generalist, in the order of its output. */
+    classes: v.array(v.string()),
+    /** Other names of each class (a WordNet id, synonyms), in the same order. */
+    classAliases: v.array(v.array(v.string())),
+    preprocessing: preprocessingSchema,
+  }),
+  /** Folder of the model that serves now; null where none does. */
+  incumbentDir: v.nullable(v.string()),
+  pictures: v.array(
+    v.strictObject({
+      path: v.string(),
+      label: v.string(),
+      burst: v.string(),
+      role: v.picklist(["train", "heldOut"]),
+    }),
+  ),
+  /** Label → class of the generalist, where the names differ. */
+  labelMap: v.record(v.string(), v.string()),
+  options: v.strictObject({
+    /** Share of zeros in each pruned layer, in [0, 1); with an N:M pattern it is N/M. */
+    sparsity: v.number(),
+    /** `unstructured`, or `N:M`: N zeros in every M consecutive inputs. */
+    pattern: v.string(),
+    /** Columns per block of SparseGPT. */
+    blockSize: whole,
+    /** Damping of the Hessian relative to its mean diagonal. */
+    damping: v.number(),
+    /** Pictures in the calibration set, copies by flipping included. */
+    calibrationPictures: whole,
+    /** Pictures per call of the network while calibrating. */
+    batchSize: whole,
+    seed: whole,
+    executionProviders: v.array(v.string()),
+    /** Threads of one operator; 0 leaves it to ONNX Runtime. */
+    intraOpThreads: whole,
+    maxMegapixels: v.number(),
+  }),
+  gate: v.strictObject({
+    maxDropPoints: v.number(),
+    minMacroF1: v.number(),
+    maxLatencyRatio: v.number(),
+    confidence: v.number(),
+    onThinEvidence: v.picklist(["probation", "refuse"]),
+  }),
+});
+
+/** See {@link runSpecSchema}. */
+export type RunSpec = v.InferOutput<typeof runSpecSchema>;
+
+/** Stages of a run, in order. */
+export const STAGES = [
+  "pictures",
+  "features",
+  "head",
+  "compress",
+  "head-refit",
+  "evaluate",
+  "latency",
+  "verdict",
+] as const;
+
+/** See {@link STAGES}. */
+export type StageName = (typeof STAGES)[number];
+
+/** How long a stage took. */
+export const stageReportSchema = v.strictObject({
+  name: v.picklist(STAGES),
+  /** Seconds of wall time, summed over the lives of a run that was interrupted. */
+  seconds: v.number(),
+  /** Seconds of those spent inside ONNX Runtime. */
+  runtimeSeconds: v.number(),
+});
+
+/** See {@link stageReportSchema}. */
+export type StageReport = v.InferOutput<typeof stageReportSchema>;
+
+const differenceSchema = v.strictObject({
+  points: v.number(),
+  lowPoints: v.number(),
+  highPoints: v.number(),
+  bursts: v.number(),
+});
+
+/** `runs/<id>/metrics.json`: the result of a run, as `taco specialize --json` prints it. */
+export const runResultSchema = v.strictObject({
+  run: v.string(),
+  dense: modelMetricsSchema,
+  incumbent: v.nullable(modelMetricsSchema),
+  candidate: modelMetricsSchema,
+  heldOut: v.strictObject({ frames: whole, bursts: whole }),
+  training: v.strictObject({ pictures: whole, classes: v.array(v.string()) }),
+  verdict: v.strictObject({
+    accepted: v.boolean(),
+    onThinEvidence: v.boolean(),
+    reasons: v.array(v.string()),
+    againstDense: differenceSchema,
+    againstIncumbent: v.nullable(differenceSchema),
+  }),
+  stages: v.array(stageReportSchema),
+  peakMemoryBytes: v.number(),
+  /** SHA-256 of the candidate: its name in the registry once it is published. */
+  candidateSha256: v.string(),
+  /** Absolute path of the candidate's ONNX file in the run's folder. */
+  modelPath: v.string(),
+  seed: whole,
+  /** Pictures that could not be used, and classes left out, each with its reason. */
+  problems: v.array(v.strictObject({ subject: v.string(), reason: v.string() })),
+});
+
+/** See {@link runResultSchema}. */
+export type RunResult = v.InferOutput<typeof runResultSchema>;
+
+/**
+ * Reads a pattern as users write it.
+ *
+ * @throws {RangeError} for anything but `unstructured` or `N:M` with 0 < N < M.
+ */
+export function parsePattern(pattern: string, sparsity: number): SparsityPattern {
+  if (pattern === "unstructured") return { kind: "unstructured", sparsity };
+  const match = /^(\d+):(\d+)$/.exec(pattern);
+  const [n, m] = [Number(match?.[1]), Number(match?.[2])];
+  if (!(n > 0 && n < m)) {
+    throw new RangeError(
+      `"pattern": expected "unstructured" or "N:M" with 0 < N < M (N zeros in every M inputs, as "2:4"), got "${pattern}"`,
+    );
+  }
+  return { kind: "n:m", n, m };
+}

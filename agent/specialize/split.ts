@@ -1,0 +1,134 @@
+import { createHash } from "node:crypto";
+
+/** Which side of the split a picture is on. A held-out one is never trained or calibrated on. */
+export type Role = "train" | "heldOut";
+
+/** What the split needs to know of a labeled picture. */
+export interface SplitPicture {
+  readonly path: string;
+  readonly label: string;
+  /** Frames of one burst are near-copies of each other: they always share a side. */
+  readonly burst: string;
+}
+
+/** A labeled picture with the side it was put on. */
+export type WithRole<P> = P & { readonly role: Role };
+
+/**
+ * Splits a data set for a one-off run, by burst and seeded: each class gives `shots` pictures for
+ * training and the rest, at most `heldOutPerClass`, is held out. A class with two bursts or more
+ * always keeps one of each side; the frames of a training burst beyond `shots` are left out
+ * altogether, since they are near-copies of what was trained on.
+ *
+ * @param seed the same seed and pictures give the same split in any order of the pictures.
+ */
+export function splitByShots<P extends SplitPicture>(
+  pictures: readonly P[],
+  options: { shots: number; heldOutPerClass: number; seed: number },
+): WithRole<P>[] {
+  const roles = new Map<string, Role>();
+  const result: WithRole<P>[] = [];
+  for (const [, ofClass] of sortedGroups(pictures, (p) => p.label)) {
+    const bursts = sortedGroups(ofClass, (p) => hashKey(`${options.seed}/${p.burst}`));
+    const takenTrain: P[] = [];
+    const takenHeldOut: P[] = [];
+    bursts.forEach(([, frames], index) => {
+      const burst = frames[0]!.burst;
+      const reserved = index === 0 && bursts.length > 1;
+      const wanted: Role = !reserved && takenTrain.length < options.shots ? "train" : "heldOut";
+      const role = roles.get(burst) ?? wanted;
+      roles.set(burst, role);
+      const [taken, limit] =
+        role === "train" ? [takenTrain, options.shots] : [takenHeldOut, options.heldOutPerClass];
+      const room = Math.max(0, limit - taken.length);
+      taken.push(...[...frames].sort((a, b) => compare(a.path, b.path)).slice(0, room));
+    });
+    for (const picture of takenTrain) result.push({ ...picture, role: "train" });
+    for (const picture of takenHeldOut) result.push({ ...picture, role: "heldOut" });
+  }
+  return result;
+}
+
+/**
+ * Gives every new burst of a station its side, once and for ever. The first burst of a label
+ * trains and the second is held out, so that both sides know the label early; after that the hash
+ * of the burst's identity decides, which no later run, seed or order of pictures can change.
+ *
+ * @param bursts new bursts in the order of their arrival, with their label.
+ * @param known roles given before, by burst; they are kept.
+ * @param labelCounts bursts already known of each label, by side.
+ * @param heldOutShare share of bursts to hold out, in [0, 1).
+ */
+export function assignRoles(
+  bursts: readonly { readonly burst: string; readonly label: string }[],
+  known: ReadonlyMap<string, Role>,
+  labelCounts: ReadonlyMap<string, { readonly train: number; readonly heldOut: number }>,
+  heldOutShare: number,
+): Map<string, Role> {
+  const given = new Map<string, Role>();
+  const counts = new Map([...labelCounts].map(([label, count]) => [label, { ...count }]));
+  for (const { burst, label } of bursts) {
+    if (known.has(burst) || given.has(burst)) continue;
+    const count = counts.get(label) ?? { train: 0, heldOut: 0 };
+    const byHash: Role = hashShare(burst) < heldOutShare ? "heldOut" : "train";
+    const role: Role = count.train === 0 ? "train" : count.heldOut === 0 ? "heldOut" : byHash;
+    count[role] += 1;
+    counts.set(label, count);
+    given.set(burst, role);
+  }
+  return given;
+}
+
+/**
+ * The pictures of a station that a run takes: whole history of held-out bursts, and per class the
+ * `shots` training pictures spread over as many bursts as there are (round robin over bursts,
+ * newest first), because ten frames of one burst teach little more than one.
+ */
+export function takeShots<P extends SplitPicture>(
+  pictures: readonly WithRole<P>[],
+  options: { shots: number; heldOutPerClass: number },
+): WithRole<P>[] {
+  const result: WithRole<P>[] = [];
+  for (const [, ofClass] of sortedGroups(pictures, (p) => p.label)) {
+    for (const role of ["train", "heldOut"] as const) {
+      const limit = role === "train" ? options.shots : options.heldOutPerClass;
+      const bursts = sortedGroups(
+        ofClass.filter((p) => p.role === role),
+        (p) => p.burst,
+      ).reverse();
+      result.push(...roundRobin(bursts.map(([, frames]) => frames)).slice(0, limit));
+    }
+  }
+  return result;
+}
+
+function roundRobin<T>(queues: readonly (readonly T[])[]): T[] {
+  const longest = Math.max(0, ...queues.map((queue) => queue.length));
+  return Array.from({ length: longest }, (_, turn) =>
+    queues.flatMap((queue) => queue.slice(turn, turn + 1)),
+  ).flat();
+}
+
+function sortedGroups<T>(items: readonly T[], keyOf: (item: T) => string): [string, T[]][] {
+  const groups = new Map<string, T[]>();
+  for (const item of items) {
+    const key = keyOf(item);
+    const group = groups.get(key);
+    if (group) group.push(item);
+    else groups.set(key, [item]);
+  }
+  return [...groups].sort(([a], [b]) => compare(a, b));
+}
+
+function compare(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}
+
+function hashKey(text: string): string {
+  return createHash("sha256").update(text).digest("hex");
+}
+
+/** A number in [0, 1) that depends on nothing but the text. */
+function hashShare(text: string): number {
+  return createHash("sha256").update(text).digest().readUInt32BE(0) / 2 ** 32;
+}
