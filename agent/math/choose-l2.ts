@@ -23,7 +23,7 @@ export interface ChooseL2Options {
   readonly seed: number;
   /** Default 5. */
   readonly folds?: number;
-  /** Candidates. Default 1e-3 … 10 in six steps. */
+  /** Candidates. Default 1e-4 … 10 in six steps. */
   readonly grid?: readonly number[];
   /** What to return where nothing can be held out. Default 0.1. */
   readonly fallback?: number;
@@ -41,7 +41,7 @@ export interface ChosenL2 {
   readonly judged: number;
 }
 
-const GRID: readonly number[] = [10, 1.6, 0.25, 0.04, 0.0063, 0.001];
+const GRID: readonly number[] = [10, 1, 0.1, 0.01, 0.001, 0.0001];
 
 /**
  * Chooses the penalty of {@link fitSoftmaxHead} by cross-validation over groups: seeded folds,
