@@ -1,0 +1,71 @@
+import { type Clock, isoTime } from "../clock.ts";
+import type { Connection } from "./connection.ts";
+
+/** `executing` until it ends, once. */
+export type CommandState = "executing" | "successful" | "failed";
+
+/** A command of the fleet as the database knows it. Times are ISO 8601 in UTC. */
+export interface CommandRecord {
+  id: string;
+  op: string;
+  /** As received. */
+  payload: string;
+  state: CommandState;
+  reason: string | null;
+  receivedAt: string;
+  endedAt: string | null;
+}
+
+/** Commands by their id, so that each runs once however often it is delivered. */
+export class Commands {
+  readonly #db: Connection;
+  readonly #clock: Clock;
+
+  constructor(db: Connection, clock: Clock) {
+    this.#db = db;
+    this.#clock = clock;
+  }
+
+  /** @returns `isNew` false with the state it has reached, if the id was received before. */
+  recordCommand(command: { id: string; op: string; payload: string }): {
+    isNew: boolean;
+    state: CommandState;
+    reason: string | null;
+  } {
+    return this.#db.transaction(() => {
+      const { id, op, payload } = command;
+      const known = this.findCommand(id);
+      if (known) return { isNew: false, state: known.state, reason: known.reason };
+      this.#db.run(
+        `INSERT INTO commands (id, op, payload, state, received_at)
+         VALUES (:id, :op, :payload, 'executing', :at)`,
+        { id, op, payload, at: isoTime(this.#clock.nowMs()) },
+      );
+      return { isNew: true, state: "executing", reason: null };
+    });
+  }
+
+  /** @returns false, writing nothing, if it is unknown or has ended before. */
+  endCommand(id: string, state: "successful" | "failed", reason?: string): boolean {
+    const { changes } = this.#db.run(
+      `UPDATE commands SET state = :state, reason = :reason, ended_at = :at
+       WHERE id = :id AND state = 'executing'`,
+      { id, state, reason: reason ?? null, at: isoTime(this.#clock.nowMs()) },
+    );
+    return changes > 0;
+  }
+
+  findCommand(id: string): CommandRecord | undefined {
+    return this.#db.get<CommandRecord>(`${SELECT_COMMAND} WHERE id = :id`, { id });
+  }
+
+  /** Those that have not ended, oldest first: at a start, what the last process died in. */
+  executingCommands(): CommandRecord[] {
+    return this.#db.all<CommandRecord>(
+      `${SELECT_COMMAND} WHERE state = 'executing' ORDER BY number`,
+    );
+  }
+}
+
+const SELECT_COMMAND = `SELECT id, op, payload, state, reason, received_at AS receivedAt,
+  ended_at AS endedAt FROM commands`;
