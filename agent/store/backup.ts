@@ -1,6 +1,6 @@
 import { constants } from "node:fs";
 import { access, copyFile, mkdir, open, readdir, rm, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { type Clock, isoTime } from "../clock.ts";
 import { AgentError, messageOf, systemCode } from "../errors.ts";
 import { diskError, publishByRename } from "../files.ts";
@@ -98,11 +98,17 @@ export async function restoreNewest(
 }
 
 /**
- * Moves a damaged database with its log and index out of the way, keeping it for inspection.
+ * Moves a damaged database with its log and index out of the way, keeping it for inspection. Of
+ * earlier ones only the last stays, so that a dying disk is not also filled up.
  *
  * @returns path of the file set aside; undefined where there was none.
  */
 export async function setAside(path: string, clock: Clock): Promise<string | undefined> {
+  const folder = dirname(path);
+  const earlier = (await namesIn(folder))
+    .filter((name) => name.startsWith(`${basename(path)}.corrupt-`) && !/-(wal|shm)$/.test(name))
+    .sort();
+  for (const name of earlier.slice(0, -1)) await removeDatabase(join(folder, name));
   const stamp = isoTime(clock.nowMs()).replace(/[-:]|\.\d+/g, "");
   let target = `${path}.corrupt-${stamp}`;
   for (let n = 2; await exists(target); n++) target = `${path}.corrupt-${stamp}-${n}`;
@@ -118,7 +124,7 @@ export async function setAside(path: string, clock: Clock): Promise<string | und
 }
 
 /** Whether there is anything at the path. */
-export async function exists(path: string): Promise<boolean> {
+async function exists(path: string): Promise<boolean> {
   try {
     await access(path);
     return true;

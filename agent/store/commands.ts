@@ -26,31 +26,30 @@ export class Commands {
     this.#clock = clock;
   }
 
-  /** @returns `isNew` false with the state it has reached, if the id was received before. */
-  recordCommand(command: { id: string; op: string; payload: string }): {
-    isNew: boolean;
-    state: CommandState;
-    reason: string | null;
-  } {
+  /** Records a command as executing. @returns "new", or where it stands if it came before. */
+  begin(
+    id: string,
+    op: string,
+    payload: string,
+  ): "new" | { state: CommandState; reason: string | null } {
     return this.#db.transaction(() => {
-      const { id, op, payload } = command;
       const known = this.findCommand(id);
-      if (known) return { isNew: false, state: known.state, reason: known.reason };
+      if (known) return { state: known.state, reason: known.reason };
       this.#db.run(
         `INSERT INTO commands (id, op, payload, state, received_at)
          VALUES (:id, :op, :payload, 'executing', :at)`,
         { id, op, payload, at: isoTime(this.#clock.nowMs()) },
       );
-      return { isNew: true, state: "executing", reason: null };
+      return "new";
     });
   }
 
-  /** @returns false, writing nothing, if it is unknown or has ended before. */
-  endCommand(id: string, state: "successful" | "failed", reason?: string): boolean {
+  /** Records how a command ended. @returns false, writing nothing, if it had ended before. */
+  finish(id: string, state: "successful" | "failed", reason: string | null): boolean {
     const { changes } = this.#db.run(
       `UPDATE commands SET state = :state, reason = :reason, ended_at = :at
        WHERE id = :id AND state = 'executing'`,
-      { id, state, reason: reason ?? null, at: isoTime(this.#clock.nowMs()) },
+      { id, state, reason, at: isoTime(this.#clock.nowMs()) },
     );
     return changes > 0;
   }

@@ -8,7 +8,7 @@ export type Bindings = Readonly<Record<string, string | number | null>>;
 export const APPLICATION_ID = 0x7461636f;
 
 /** How long a statement waits for another process's lock before it gives up. */
-export const BUSY_TIMEOUT_MS = 5000;
+const BUSY_TIMEOUT_MS = 5000;
 
 /** The write-ahead log is cut back to this after a checkpoint that found it larger. */
 const JOURNAL_LIMIT_BYTES = 16 * 1024 * 1024;
@@ -160,7 +160,7 @@ function expectPragma(connection: Connection, pragma: string, expected: unknown)
  * Turns an error of SQLite into one of the agent; any other error stays as it is. A broken
  * constraint is the caller's mistake and becomes a RangeError.
  */
-export function storeError(error: unknown, path: string): unknown {
+function storeError(error: unknown, path: string): unknown {
   if (!(error instanceof Database.SqliteError)) return error;
   const { code, message } = error;
   const because = { cause: error };

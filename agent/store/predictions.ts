@@ -4,7 +4,7 @@ import type { Models } from "./models.ts";
 import type { Outbox, OutboxMessage } from "./outbox.ts";
 
 /** One class and its probability, in [0, 1]. */
-export interface RankedLabel {
+interface RankedLabel {
   label: string;
   probability: number;
 }

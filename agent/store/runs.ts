@@ -3,7 +3,7 @@ import type { Connection } from "./connection.ts";
 import type { Outbox, OutboxMessage } from "./outbox.ts";
 
 /** Who asked for a run. */
-export type RunKind = "scheduled" | "manual" | "remote";
+type RunKind = "scheduled" | "manual" | "remote";
 
 /** `aborted` runs can be resumed: they may go back to `running`. */
 export type RunState = "queued" | "running" | "finished" | "failed" | "aborted";

@@ -1,5 +1,5 @@
 import type { Clock } from "../clock.ts";
-import { AgentError } from "../errors.ts";
+import { AgentError, messageOf } from "../errors.ts";
 import type { Logger } from "../log.ts";
 import { type Backup, makeBackup } from "./backup.ts";
 import { Bursts } from "./bursts.ts";
@@ -110,7 +110,10 @@ export class Store {
       const busy = this.#db.pragma("wal_checkpoint(TRUNCATE)");
       log.debug({ busy }, "closed the database");
     } catch (error) {
-      log.warn({ error }, "could not fold the write-ahead log into the database; nothing is lost");
+      log.warn(
+        { error: messageOf(error) },
+        "could not fold the write-ahead log into the database; nothing is lost",
+      );
     } finally {
       this.#db.close();
     }

@@ -3,10 +3,10 @@ import type { Connection } from "./connection.ts";
 import type { Models } from "./models.ts";
 
 /** Why a model is loaded: a run's candidate, a way back, or the start of the agent. */
-export type SwapKind = "swap" | "rollback" | "boot";
+type SwapKind = "swap" | "rollback" | "boot";
 
 /** `loading` → `probation` or `committed` → the end. Refused and interrupted ones never served. */
-export type SwapState =
+type SwapState =
   | "loading"
   | "probation"
   | "committed"
