@@ -6,13 +6,7 @@ import type { Models } from "./models.ts";
 type SwapKind = "swap" | "rollback" | "boot";
 
 /** `loading` → `probation` or `committed` → the end. Refused and interrupted ones never served. */
-type SwapState =
-  | "loading"
-  | "probation"
-  | "committed"
-  | "rolled_back"
-  | "refused"
-  | "interrupted";
+type SwapState = "loading" | "probation" | "committed" | "rolled_back" | "refused" | "interrupted";
 
 /** What must be known to begin a swap. */
 export interface NewSwap {
