@@ -1,4 +1,4 @@
-import { connect, type IClientOptions, type IPublishPacket, type MqttClient } from "mqtt";
+import { connect, type IClientOptions, type IPublishPacket, type MqttClient, Store } from "mqtt";
 import type { Clock } from "../clock.ts";
 import { messageOf, systemCode } from "../errors.ts";
 
@@ -108,6 +108,10 @@ export class BrokerSession {
         reconnectPeriod: 0,
         resubscribe: false,
         queueQoSZero: false,
+        // mqtt.js handles packets that it parsed before the end after it has closed its stores,
+        // and a closed store throws where nobody can catch it, unless it is not cleaned.
+        incomingStore: new Store({ clean: false }),
+        outgoingStore: new Store({ clean: false }),
         // Ours ends the session first; this one is the second line.
         connectTimeout: this.#options.connectTimeoutMs * 2,
       });

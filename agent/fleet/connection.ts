@@ -18,6 +18,9 @@ import { commandFilter, stationClientId, stationPrefix } from "./topics.ts";
 /** Largest packet that a broker may send to a station (MQTT 5); a command is far below it. */
 const MAX_INCOMING_BYTES = 256 * 1024;
 
+/** Messages that a broker may send before the station acknowledged the first (MQTT 5). */
+const MAX_INCOMING_IN_FLIGHT = 32;
+
 /** A failure that repeats is told again at the level of a warning every so many times. */
 const REPEAT_WARNING_EVERY = 50;
 
@@ -288,6 +291,7 @@ export class FleetConnection {
       options.properties = {
         sessionExpiryInterval: this.#settings.sessionExpirySeconds,
         maximumPacketSize: MAX_INCOMING_BYTES,
+        receiveMaximum: MAX_INCOMING_IN_FLIGHT,
       };
     }
     return options;

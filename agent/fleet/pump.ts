@@ -18,10 +18,12 @@ export interface OutboxEntry {
 export interface Outbox {
   /** The next messages to send, in order, without those of `excludeIds`; at most `limit`. */
   next(limit: number, excludeIds: ReadonlySet<number>): OutboxEntry[];
-  /** Removes a message: the broker has it, or it can never be delivered. */
+  /** Removes a message that the broker has. */
   delivered(id: number): void;
   /** Counts one refused attempt; the message stays. */
   failed(id: number): void;
+  /** Removes a message that can never be delivered, and counts it as dropped. */
+  discard(id: number): void;
   /** Messages not yet removed. */
   pendingCount(): number;
 }
@@ -311,7 +313,7 @@ export class OutboxPump {
 
   #drop({ id, message }: OutboxEntry, reason: string): void {
     const { outbox, logger, onDropped } = this.#options;
-    outbox.delivered(id);
+    outbox.discard(id);
     this.#losses.delete(id);
     this.#dropped += 1;
     const sizeBytes = Buffer.byteLength(message.payload);
