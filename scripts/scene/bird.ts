@@ -1,5 +1,5 @@
 import { mix } from "./coat.ts";
-import { limb, type Point, place, smoothClosed, type Spine } from "./outline.ts";
+import { limb, type Point, place, type Spine, smoothClosed } from "./outline.ts";
 import type { DrawnAnimal, Individual, Pose } from "./quadruped.ts";
 import type { Random } from "./random.ts";
 
@@ -15,8 +15,16 @@ export function drawPheasant(individual: Individual, pose: Pose, random: Random)
   const neckTop: Point = neckEnd(pose);
   const bob = 0.03 * Math.sin(4 * Math.PI * pose.phase);
   const torso: Point[] = [
-    [-0.42, 0.86], [-0.15, 1.0], [0.25, 1.08], [0.62, 1.06], [0.82, 0.94], [0.84, 0.74],
-    [0.66, 0.52], [0.32, 0.43], [-0.05, 0.5], [-0.34, 0.7],
+    [-0.42, 0.86],
+    [-0.15, 1.0],
+    [0.25, 1.08],
+    [0.62, 1.06],
+    [0.82, 0.94],
+    [0.84, 0.74],
+    [0.66, 0.52],
+    [0.32, 0.43],
+    [-0.05, 0.5],
+    [-0.34, 0.7],
   ];
   const neck: Spine = [
     [0.52, 0.86, 0.24],
@@ -39,14 +47,34 @@ export function drawPheasant(individual: Individual, pose: Pose, random: Random)
     wing(body, dark, random),
     cock ? collar(neck) : "",
     leg(pose, 0, false, [0, 0]),
-    `<path d="${onHead([[-0.1, 0.02], [0.0, 0.12], [0.12, 0.1], [0.2, 0.03], [0.16, -0.05], [0.02, -0.1]])}" fill="${headColor}"/>`,
+    `<path d="${onHead([
+      [-0.1, 0.02],
+      [0.0, 0.12],
+      [0.12, 0.1],
+      [0.2, 0.03],
+      [0.16, -0.05],
+      [0.02, -0.1],
+    ])}" fill="${headColor}"/>`,
     cock
-      ? `<path d="${onHead([[0.0, 0.05], [0.08, 0.08], [0.17, 0.04], [0.14, -0.07], [0.05, -0.09]])}" fill="#b3201c"/>`
+      ? `<path d="${onHead([
+          [0.0, 0.05],
+          [0.08, 0.08],
+          [0.17, 0.04],
+          [0.14, -0.07],
+          [0.05, -0.09],
+        ])}" fill="#b3201c"/>`
       : "",
-    `<path d="${onHead([[0.17, 0.045], [0.25, 0.02], [0.33, -0.04], [0.18, -0.035]])}" fill="#c9bd94"/>`,
+    `<path d="${onHead([
+      [0.17, 0.045],
+      [0.25, 0.02],
+      [0.33, -0.04],
+      [0.18, -0.035],
+    ])}" fill="#c9bd94"/>`,
   ];
   const eye = place([[0.09, 0.03]], [neckTop[0], neckTop[1] + bob], headAngle)[0]!;
-  svg.push(`<circle cx="${eye[0]}" cy="${eye[1]}" r=".028" fill="#d9b34a"/><circle cx="${eye[0]}" cy="${eye[1]}" r=".016" fill="#100c08"/>`);
+  svg.push(
+    `<circle cx="${eye[0]}" cy="${eye[1]}" r=".028" fill="#d9b34a"/><circle cx="${eye[0]}" cy="${eye[1]}" r=".016" fill="#100c08"/>`,
+  );
   return { svg: svg.join(""), eyes: [{ at: eye, radius: 0.022 }] };
 }
 
@@ -89,7 +117,15 @@ function feathers(random: Random, body: string, dark: string, cock: boolean): st
 }
 
 function wing(body: string, dark: string, random: Random): string {
-  const outline: Point[] = [[0.62, 0.9], [0.3, 0.98], [-0.1, 0.92], [-0.48, 0.74], [-0.2, 0.66], [0.25, 0.62], [0.56, 0.7]];
+  const outline: Point[] = [
+    [0.62, 0.9],
+    [0.3, 0.98],
+    [-0.1, 0.92],
+    [-0.48, 0.74],
+    [-0.2, 0.66],
+    [0.25, 0.62],
+    [0.56, 0.7],
+  ];
   let quills = "";
   for (let i = 0; i < 9; i++) {
     const y = 0.68 + i * 0.028;
@@ -103,14 +139,22 @@ function wing(body: string, dark: string, random: Random): string {
 
 function collar(neck: Spine): string {
   const [x, y, w] = neck[2]!;
-  return `<path d="${smoothClosed([[x - w * 0.95, y - 0.01], [x - w * 0.9, y + 0.06], [x + w * 0.85, y + 0.0], [x + w * 0.95, y - 0.07]])}" fill="#f3f0e8"/>`;
+  return `<path d="${smoothClosed([
+    [x - w * 0.95, y - 0.01],
+    [x - w * 0.9, y + 0.06],
+    [x + w * 0.85, y + 0.0],
+    [x + w * 0.95, y - 0.07],
+  ])}" fill="#f3f0e8"/>`;
 }
 
 function leg(pose: Pose, offset: number, far: boolean, shift: Point): string {
   const moving = pose.gait !== "stand" && pose.gait !== "sit";
   const p = (pose.phase + offset) % 1;
   const swing = Math.max(0, (p - 0.55) / 0.45);
-  const x = 0.25 + shift[0] + (moving ? (swing > 0 ? 0.5 * (swing - 0.5) : 0.5 * (0.5 - p / 0.55)) : offset * 0.2);
+  const x =
+    0.25 +
+    shift[0] +
+    (moving ? (swing > 0 ? 0.5 * (swing - 0.5) : 0.5 * (0.5 - p / 0.55)) : offset * 0.2);
   const y = (moving ? 0.16 * Math.sin(Math.PI * swing) : 0) + shift[1];
   const color = far ? "#5b5145" : "#85786a";
   const spine: Spine = [

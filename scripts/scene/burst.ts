@@ -12,7 +12,14 @@ import {
   shadeAnimal,
   smear,
 } from "./layer.ts";
-import { type Light, type LightTable, lightAt, lightStation, lightTable, smearPx } from "./light.ts";
+import {
+  type Light,
+  type LightTable,
+  lightAt,
+  lightStation,
+  lightTable,
+  smearPx,
+} from "./light.ts";
 import { type Tuft, tuftPaths } from "./plants.ts";
 import type { Individual, Pose } from "./quadruped.ts";
 import { createRandom, type Random } from "./random.ts";
@@ -122,6 +129,13 @@ export async function drawBurst(options: BurstOptions): Promise<Frame[]> {
   return drawn;
 }
 
+/** The name under which a frame is saved: station, time, burst and frame number; sorts by time. */
+export function frameName(station: Station, frame: Frame): string {
+  const time = frame.capturedAt.replaceAll(/[-:]/g, "").replace("T", "-");
+  const name = station.name.replaceAll(/[^\p{L}\p{N}-]/gu, "_");
+  return `${name}_${time}_${frame.burstId}_${frame.frameNumber}.jpg`;
+}
+
 /** Milliseconds of a camera-local time, as if it were UTC. */
 function parseCameraTime(time: string): number {
   const ms = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$/.test(time) ? Date.parse(`${time}Z`) : Number.NaN;
@@ -163,7 +177,8 @@ function visitor(
   const heightM = plan.heightM * random.normal(1, 0.07);
   const [near, far] = plan.distanceM;
   // No nearer than where its feet are still above the banner.
-  const nearest = (FOCAL_PX * station.camera.heightM) / (SCENE_HEIGHT - 12 - station.camera.horizonY);
+  const nearest =
+    (FOCAL_PX * station.camera.heightM) / (SCENE_HEIGHT - 12 - station.camera.horizonY);
   const distanceM = Math.max(nearest, near * (far / near) ** random.next());
   const gait = random.pick(plan.gaits);
   const faces = random.chance(0.5) ? 1 : -1;
@@ -238,7 +253,7 @@ async function drawVisitor(
   if (layer === undefined) return;
   const code = depthCode(distanceM);
   shadeAnimal(layer, { station, light, table, code, anchor: [x, groundY], scale });
-  castShadow(picture, {
+  castShadow(picture, station, code, {
     x: originX + faces * wide * 0.55,
     y: groundY - scale * 0.02,
     halfWidth: wide * 0.95,
@@ -247,7 +262,15 @@ async function drawVisitor(
   });
   const blurred = smear(layer, smearPx(light, guest.speed, distanceM));
   composite(picture, blurred, { station, code, groundRow: groundY, softPx: scale * 0.06 });
-  if (light.night) shineEyes(picture, station, layer, guest, animal.eyes, { originX, groundY, wide, scale, code, index });
+  if (light.night)
+    shineEyes(picture, station, layer, guest, animal.eyes, {
+      originX,
+      groundY,
+      wide,
+      scale,
+      code,
+      index,
+    });
 }
 
 /** Eyes shine when the head is up and turned at least a little to the camera. */
@@ -257,7 +280,14 @@ function shineEyes(
   layer: Layer,
   guest: Visitor,
   eyes: readonly { at: readonly [number, number]; radius: number }[],
-  view: { originX: number; groundY: number; wide: number; scale: number; code: number; index: number },
+  view: {
+    originX: number;
+    groundY: number;
+    wide: number;
+    scale: number;
+    code: number;
+    index: number;
+  },
 ): void {
   const turnsTo = createRandom(guest.individual.seed, view.index, "eye");
   if (guest.heads[view.index]! < 0.25 || !turnsTo.chance(0.75)) return;
@@ -266,7 +296,8 @@ function shineEyes(
     const y = view.groundY - eye.at[1] * view.scale;
     const column = Math.round(x);
     const row = Math.round(y);
-    if (column < layer.left || column >= layer.left + layer.width || row < 0 || row >= HEIGHT) continue;
+    if (column < layer.left || column >= layer.left + layer.width || row < 0 || row >= HEIGHT)
+      continue;
     if (station.depth[row * WIDTH + column]! < view.code - 2) continue;
     const radius = Math.max(1.6, eye.radius * view.scale * 0.95);
     eyeshine(picture, { x, y, radius, strength: turnsTo.range(0.75, 1) });

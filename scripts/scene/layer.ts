@@ -1,6 +1,6 @@
 import sharp from "sharp";
 import { HEIGHT, WIDTH } from "./camera.ts";
-import { fleckAt, flashCone, infrared, type Light, type LightTable } from "./light.ts";
+import { flashCone, fleckAt, infrared, type Light, type LightTable } from "./light.ts";
 import { type Station, TILE } from "./station.ts";
 
 /** A rasterized shape with its place in the frame; straight RGBA. */
@@ -61,7 +61,9 @@ export function shadeAnimal(layer: Layer, shading: Shading): void {
       const at = i * 4;
       if (pixels[at + 3] === 0) continue;
       const frameX = layer.left + x;
-      const gx = (bulk[y * width + Math.min(width - 1, x + 1)]! - bulk[y * width + Math.max(0, x - 1)]!) * steep;
+      const gx =
+        (bulk[y * width + Math.min(width - 1, x + 1)]! - bulk[y * width + Math.max(0, x - 1)]!) *
+        steep;
       const gy = (bulk[below + x]! - bulk[above + x]!) * steep;
       const norm = 1 / Math.sqrt(1 + gx * gx + gy * gy);
       const u = Math.floor((frameX - ax) * streak * 1.1 + (frameY - ay) * 0.25) & (TILE - 1);
@@ -69,7 +71,8 @@ export function shadeAnimal(layer: Layer, shading: Shading): void {
       const fur = 1 + 0.5 * (station.noise[v * TILE + u]! - 0.5);
       if (light.night) {
         const shade = (0.35 + 0.65 * norm) * fur * flashCone(frameX, frameY) * table.gain[code]!;
-        const gray = infrared(pixels[at]!, pixels[at + 1]!, pixels[at + 2]!) * shade + table.add[code * 3]!;
+        const gray =
+          infrared(pixels[at]!, pixels[at + 1]!, pixels[at + 2]!) * shade + table.add[code * 3]!;
         const level = Math.min(255, gray);
         pixels[at] = level;
         pixels[at + 1] = level;
@@ -191,9 +194,16 @@ export function composite(
   }
 }
 
-/** Darkens the ground below an animal: a soft ellipse around (x, y). */
+/**
+ * Darkens the ground below an animal at depth `code`: a soft ellipse around (x, y), but not what
+ * stands nearer.
+ *
+ * @param frame `HEIGHT × WIDTH × 3`; changed.
+ */
 export function castShadow(
   frame: Uint8ClampedArray,
+  station: Station,
+  code: number,
   at: { x: number; y: number; halfWidth: number; halfHeight: number; strength: number },
 ): void {
   const top = Math.max(0, Math.floor(at.y - at.halfHeight));
@@ -205,7 +215,7 @@ export function castShadow(
     for (let x = left; x <= right; x++) {
       const dx = (x - at.x) / at.halfWidth;
       const r = dx * dx + dy * dy;
-      if (r >= 1) continue;
+      if (r >= 1 || station.depth[y * WIDTH + x]! < code - 25) continue;
       const keep = 1 - at.strength * (1 - r);
       const i = (y * WIDTH + x) * 3;
       for (let k = 0; k < 3; k++) frame[i + k] = frame[i + k]! * keep;

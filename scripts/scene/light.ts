@@ -78,7 +78,7 @@ export function lightTable(light: Light): LightTable {
     if (light.night) {
       // Inverse square, softened near the camera by the exposure control and the sensor's curve.
       const flash = distance === Infinity ? 0 : (light.flashM / distance) ** 1.7;
-      gain[code] = (1.35 * flash) / (1 + 0.85 * flash);
+      gain[code] = (1.9 * flash) / (1 + 0.95 * flash);
       const mist = light.hazeM < 100 ? 16 : 5;
       add.fill(mist, code * 3, code * 3 + 3);
       continue;
@@ -107,8 +107,10 @@ export function infrared(r: number, g: number, b: number): number {
 
 /** Light through leaves at a pixel, around 1. */
 export function fleckAt(station: Station, light: Light, x: number, y: number): number {
+  // On the ground flecks lie flat; on what stands they are as high as wide.
+  const tall = y < station.camera.horizonY + 40 ? 1 : 0;
   const u = ((x >> 1) + light.fleckShift) & (TILE - 1);
-  const v = (y + (light.fleckShift << 1)) & (TILE - 1);
+  const v = ((y >> tall) + (light.fleckShift << 1)) & (TILE - 1);
   const value = station.noise[v * TILE + u]!;
   const lit = Math.max(0, Math.min(1, (value - 0.47) * 9));
   return 1 + light.fleck * (lit - 0.45);

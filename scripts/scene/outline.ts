@@ -9,12 +9,7 @@ export function smoothClosed(points: readonly Point[]): string {
   const n = points.length;
   let path = `M${pair(points[0]!)}`;
   for (let i = 0; i < n; i++) {
-    path += curve(
-      points[(i + n - 1) % n]!,
-      points[i]!,
-      points[(i + 1) % n]!,
-      points[(i + 2) % n]!,
-    );
+    path += curve(points[(i + n - 1) % n]!, points[i]!, points[(i + 1) % n]!, points[(i + 2) % n]!);
   }
   return `${path}Z`;
 }

@@ -1,7 +1,7 @@
 import { type Camera, FOCAL_PX, groundRow, HEIGHT, WIDTH } from "./camera.ts";
 import { mix } from "./coat.ts";
 import type { Habitat } from "./habitat.ts";
-import { limb, type Point, smoothClosed, type Spine } from "./outline.ts";
+import { limb, type Point, type Spine, smoothClosed } from "./outline.ts";
 import type { Random } from "./random.ts";
 
 /** Something that stands in the scene, in frame pixels. */
@@ -32,7 +32,11 @@ export function trunk(
   const bark = mix(habitat.bark, random.range(0.75, 1.15));
   const paint: Thing["paint"][number][] = [{ d: outline, fill: mix(bark, 0.62) }];
   // Light from one side rounds the trunk: narrower strips, each lighter than the one below.
-  for (const [share, light] of [[0.78, 0.8], [0.52, 0.95], [0.26, 1.08]] as const) {
+  for (const [share, light] of [
+    [0.78, 0.8],
+    [0.52, 0.95],
+    [0.26, 1.08],
+  ] as const) {
     const strip = spine.map(([x, y, w]) => [x - w * 0.12, y, w * share] as const);
     paint.push({ d: smoothClosed(limb(strip)), fill: mix(bark, light) });
   }
@@ -124,7 +128,11 @@ export function rock(
     paint: [
       { d: outline, fill: mix(gray, 0.6) },
       { d: smoothClosed(top), fill: mix(gray, 0.95), opacity: 0.8 },
-      { d: smoothClosed(top.map(([x, y]): Point => [at.x + (x - at.x) * 0.6, y - high * 0.08])), fill: mix(gray, 1.2), opacity: 0.6 },
+      {
+        d: smoothClosed(top.map(([x, y]): Point => [at.x + (x - at.x) * 0.6, y - high * 0.08])),
+        fill: mix(gray, 1.2),
+        opacity: 0.6,
+      },
     ],
     cover: { d: outline },
   };
@@ -158,6 +166,47 @@ export function log(
     ],
     cover: { d: outline },
   };
+}
+
+/** Draws what covers the ground: fallen leaves in a wood, short grass in a meadow. */
+export function litter(habitat: Habitat, camera: Camera, random: Random): Thing {
+  const grassy = habitat.name === "meadow edge";
+  const tones = grassy ? habitat.grass : habitat.ground;
+  const lights = [0.6, 0.85, 1.1, 1.4];
+  const paths = lights.map(() => "");
+  for (let i = 0; i < 2600; i++) {
+    const y = groundRow(camera, 14) + (HEIGHT - groundRow(camera, 14)) * random.next() ** 1.25;
+    const scale = (y - camera.horizonY) / camera.heightM;
+    const x = random.range(0, WIDTH);
+    const k = random.integer(0, lights.length - 1);
+    if (grassy) {
+      const high = random.range(0.02, 0.06) * scale;
+      const lean = random.normal(0, 0.3) * high;
+      const wide = high * 0.09;
+      paths[k] +=
+        `M${(x - wide).toFixed(1)} ${y.toFixed(1)}l${(lean + wide).toFixed(1)} ${(-high).toFixed(1)}L${(x + wide).toFixed(1)} ${y.toFixed(1)}Z`;
+    } else {
+      paths[k] += flatLeaf(x, y, random.range(0.012, 0.034) * scale, random);
+    }
+  }
+  return {
+    distanceM: Infinity,
+    paint: paths.map((d, k) => ({
+      d,
+      fill: mix(random.pick(tones.slice(1)), lights[k]!, random.normal(0.03, 0.05)),
+      opacity: 0.75,
+    })),
+    cover: { d: "" },
+  };
+}
+
+/** A leaf lying on the ground, seen flat. */
+function flatLeaf(x: number, y: number, size: number, random: Random): string {
+  const angle = random.range(0, 2 * Math.PI);
+  const [ux, uy] = [Math.cos(angle) * size, Math.sin(angle) * size * 0.4];
+  const [vx, vy] = [-Math.sin(angle) * size * 0.6, Math.cos(angle) * size * 0.24];
+  const f = (value: number) => value.toFixed(1);
+  return `M${f(x - ux)} ${f(y - uy)}Q${f(x + vx)} ${f(y + vy)} ${f(x + ux)} ${f(y + uy)}Q${f(x - vx)} ${f(y - vy)} ${f(x - ux)} ${f(y - uy)}Z`;
 }
 
 /** One tuft of grass, as the roots and tips of its blades, so that the wind can move it. */
@@ -233,7 +282,8 @@ export function paintThings(things: readonly Thing[]): string {
 
 /** The same things, each filled flat with `codeOf` its distance as a gray. */
 export function paintDepth(things: readonly Thing[], codeOf: (distanceM: number) => number) {
-  const shapes = things.map(({ distanceM, cover }) => {
+  const standing = things.filter(({ cover }) => cover.d !== "");
+  const shapes = standing.map(({ distanceM, cover }) => {
     const code = codeOf(distanceM);
     const gray = `rgb(${code},${code},${code})`;
     return cover.strokeWidth === undefined

@@ -1,6 +1,14 @@
 import type { BodyPlan, Carriage, LegPlan } from "./body-plan.ts";
 import { blend, type Coat, mix } from "./coat.ts";
-import { between, limb, type Point, place, smoothClosed, smoothOpen, type Spine } from "./outline.ts";
+import {
+  between,
+  limb,
+  type Point,
+  place,
+  type Spine,
+  smoothClosed,
+  smoothOpen,
+} from "./outline.ts";
 import type { Random } from "./random.ts";
 
 /** How an animal holds itself in one frame. */
@@ -92,9 +100,11 @@ function posePlan(plan: BodyPlan, individual: Individual, pose: Pose): Posed {
   const sink: Point = [0, sitting ? -0.16 : pose.gait === "bound" ? 0.12 + 0.1 * bounce : 0];
   const pivot = plan.hind.joint;
   const body = (points: readonly Point[]): Point[] =>
-    place(points.map(([x, y]): Point => [x - pivot[0], y - pivot[1]]), pivot, pitch).map(
-      ([x, y]): Point => [x + sink[0], y + sink[1]],
-    );
+    place(
+      points.map(([x, y]): Point => [x - pivot[0], y - pivot[1]]),
+      pivot,
+      pitch,
+    ).map(([x, y]): Point => [x + sink[0], y + sink[1]]);
   const heavy = (individual.girth - 1) * 0.5;
   const top = body(plan.top.map(([x, y]): Point => [x, y + heavy * 0.25]));
   const bottom = body(plan.bottom.map(([x, y]): Point => [x, y - heavy]));
@@ -215,7 +225,11 @@ function head(posed: Posed, plan: BodyPlan, coat: Coat): string {
   ]);
   const nose = posed.onHead([0.97, 0.02]);
   const r = plan.head.noseRadius * plan.head.length;
-  const mouth = [[0.96, -0.07], [0.8, -0.08], [0.66, -0.06]] as const;
+  const mouth = [
+    [0.96, -0.07],
+    [0.8, -0.08],
+    [0.66, -0.06],
+  ] as const;
   return (
     `<path d="${outline}" fill="${coat.head}"/>` +
     `<path d="${outline}" fill="url(#headshade)"/>` +
@@ -245,8 +259,16 @@ function ear(
 ): string {
   const { at, length, halfWidth, angle, round } = plan.ear;
   const tip: Point[] = round
-    ? [[length * 0.8, halfWidth * 0.75], [length, 0], [length * 0.8, -halfWidth * 0.75]]
-    : [[length * 0.72, halfWidth * 0.5], [length, 0.01], [length * 0.75, -halfWidth * 0.45]];
+    ? [
+        [length * 0.8, halfWidth * 0.75],
+        [length, 0],
+        [length * 0.8, -halfWidth * 0.75],
+      ]
+    : [
+        [length * 0.72, halfWidth * 0.5],
+        [length, 0.01],
+        [length * 0.75, -halfWidth * 0.45],
+      ];
   const shape: Point[] = [
     [-0.03, halfWidth * 0.7],
     [length * 0.38, halfWidth],
@@ -276,7 +298,8 @@ function tailSpine(plan: BodyPlan, base: Point, pose: Pose, pitch: number): Spin
   let at = base;
   const spine: [number, number, number][] = [[at[0], at[1], widths[0]!]];
   for (const [i, angle] of angles.entries()) {
-    const turned = radians(angle + (190 - angle) * stretch + sway * (i / angles.length)) + pitch * 0.5;
+    const turned =
+      radians(angle + (190 - angle) * stretch + sway * (i / angles.length)) + pitch * 0.5;
     at = [at[0] + Math.cos(turned) * step, at[1] + Math.sin(turned) * step];
     spine.push([at[0], Math.max(at[1], widths[i + 1]! * 0.7), widths[i + 1]!]);
   }
@@ -288,24 +311,24 @@ function tail(posed: Posed, coat: Coat, random: Random): string {
   const last = posed.tail.slice(-3);
   const tip = smoothClosed(limb([...last]));
   const strands: string[] = [];
-  for (let i = 0; i < 70; i++) {
+  for (let i = 0; i < 90; i++) {
     const k = Math.floor(random.range(0, posed.tail.length - 1));
     const [ax, ay, aw] = posed.tail[k]!;
     const [bx, by] = posed.tail[k + 1]!;
     const t = random.next();
     const length = Math.hypot(bx - ax, by - ay) || 1;
     const [ux, uy] = [(bx - ax) / length, (by - ay) / length];
-    const side = random.range(-1, 1) * aw;
+    const side = random.range(-0.85, 0.85) * aw;
     const from: Point = [ax + (bx - ax) * t - uy * side, ay + (by - ay) * t + ux * side];
-    const out = side * 0.45;
-    const l = coat.hair * random.range(1, 2.2);
+    const out = side * 0.12;
+    const l = coat.hair * random.range(0.6, 1.5);
     strands.push(stroke(from, [from[0] + ux * l - uy * out, from[1] + uy * l + ux * out]));
   }
   const d = strands.join("");
   return (
     `<path d="${outline}" fill="${coat.tail}"/>` +
     `<path d="${tip}" fill="${coat.tailTip}"/>` +
-    `<path d="${d}" stroke="${mix(coat.tail, 0.75)}" stroke-opacity=".5" stroke-width=".012"/>`
+    `<path d="${d}" stroke="${mix(coat.tail, 0.75)}" stroke-opacity=".4" stroke-width=".009"/>`
   );
 }
 
@@ -319,8 +342,8 @@ function hairs(posed: Posed, coat: Coat, random: Random): string {
     let d = "";
     for (let i = 0; i < count; i++) {
       const from: Point = [random.range(x0, x1), random.range(y0, y1)];
-      const l = coat.hair * random.range(0.9, 2);
-      d += stroke(from, [from[0] - l, from[1] - l * random.range(0.1, 0.7)]);
+      const l = coat.hair * random.range(0.6, 1.4);
+      d += stroke(from, [from[0] - l, from[1] - l * random.range(0.1, 0.6)]);
     }
     return d;
   };
@@ -329,21 +352,21 @@ function hairs(posed: Posed, coat: Coat, random: Random): string {
   for (let k = 0; k < n; k++) {
     const a = posed.torso[k]!;
     const b = posed.torso[(k + 1) % n]!;
-    const count = Math.ceil(Math.hypot(b[0] - a[0], b[1] - a[1]) / 0.022);
+    const count = Math.ceil(Math.hypot(b[0] - a[0], b[1] - a[1]) / 0.014);
     for (let i = 0; i < count; i++) {
       const from = between(a, b, random.next());
-      const l = coat.hair * random.range(0.5, 1.4);
+      const l = coat.hair * random.range(0.2, 0.8);
       // Hair lies backward; below the body it hangs.
-      const up = b[0] >= a[0] ? 0.35 : -0.9;
+      const up = b[0] >= a[0] ? 0.22 : -0.8;
       edge += stroke(from, [from[0] - l, from[1] + l * up]);
     }
   }
-  const opacity = 0.25 + 0.5 * coat.grizzle;
+  const opacity = 0.12 + 0.4 * coat.grizzle;
   return (
     `<g clip-path="url(#torso)">` +
-    `<path d="${streak(260)}" stroke="${mix(coat.back, 0.6)}" stroke-opacity="${opacity}" stroke-width=".011"/>` +
-    `<path d="${streak(260)}" stroke="${mix(coat.flank, 1.35)}" stroke-opacity="${opacity}" stroke-width=".01"/></g>` +
-    `<path d="${edge}" stroke="url(#body)" stroke-width=".014" stroke-linecap="round"/>`
+    `<path d="${streak(420)}" stroke="${mix(coat.back, 0.65)}" stroke-opacity="${opacity}" stroke-width=".008"/>` +
+    `<path d="${streak(420)}" stroke="${mix(coat.flank, 1.3)}" stroke-opacity="${opacity}" stroke-width=".008"/></g>` +
+    `<path d="${edge}" stroke="url(#body)" stroke-width=".011" stroke-linecap="round"/>`
   );
 }
 

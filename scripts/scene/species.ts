@@ -1,5 +1,15 @@
 import { drawPheasant } from "./bird.ts";
-import { BADGER, BOAR, type BodyPlan, DEER, FOX, HARE, LYNX, RACCOON, SQUIRREL } from "./body-plan.ts";
+import {
+  BADGER,
+  BOAR,
+  type BodyPlan,
+  DEER,
+  FOX,
+  HARE,
+  LYNX,
+  RACCOON,
+  SQUIRREL,
+} from "./body-plan.ts";
 import {
   BADGER_COAT,
   BOAR_COAT,
@@ -12,7 +22,13 @@ import {
   SQUIRREL_COAT,
 } from "./coat.ts";
 import * as marks from "./marks.ts";
-import { type DrawnAnimal, drawQuadruped, type Individual, type Marks, type Pose } from "./quadruped.ts";
+import {
+  type DrawnAnimal,
+  drawQuadruped,
+  type Individual,
+  type Marks,
+  type Pose,
+} from "./quadruped.ts";
 import type { Random } from "./random.ts";
 
 /** Everything that can be in a burst; the label of its frames. */
@@ -72,42 +88,88 @@ function quadruped(
 /** The animals of a wood in central Europe, the common ones first. */
 export const SPECIES: Readonly<Record<AnimalSpecies, SpeciesPlan>> = {
   red_deer: quadruped(DEER, marks.deerMarks, {
-    heightM: 1.15, distanceM: [4.2, 8], speed: 0.7, nightShare: 0.45, weight: 30,
-    gaits: ["walk", "walk", "stand"], coat: DEER_COAT,
+    heightM: 1.15,
+    distanceM: [4.2, 8],
+    speed: 0.7,
+    nightShare: 0.45,
+    weight: 30,
+    gaits: ["walk", "walk", "stand"],
+    coat: DEER_COAT,
   }),
   wild_boar: quadruped(BOAR, marks.boarMarks, {
-    heightM: 0.82, distanceM: [3.4, 6.5], speed: 0.7, nightShare: 0.7, weight: 22,
-    gaits: ["walk", "walk", "stand"], coat: BOAR_COAT,
+    heightM: 0.82,
+    distanceM: [4.2, 7],
+    speed: 0.7,
+    nightShare: 0.7,
+    weight: 22,
+    gaits: ["walk", "walk", "stand"],
+    coat: BOAR_COAT,
   }),
   red_fox: quadruped(FOX, marks.foxMarks, {
-    heightM: 0.4, distanceM: [2.2, 4.2], speed: 0.6, nightShare: 0.6, weight: 14,
-    gaits: ["walk", "walk", "stand"], coat: FOX_COAT,
+    heightM: 0.4,
+    distanceM: [2.2, 4.2],
+    speed: 0.6,
+    nightShare: 0.6,
+    weight: 14,
+    gaits: ["walk", "walk", "stand"],
+    coat: FOX_COAT,
   }),
   red_squirrel: quadruped(SQUIRREL, marks.squirrelMarks, {
-    heightM: 0.14, distanceM: [1.6, 2.3], speed: 0.15, nightShare: 0.05, weight: 9,
-    gaits: ["sit", "bound", "walk"], coat: SQUIRREL_COAT,
+    heightM: 0.14,
+    distanceM: [1.6, 2.3],
+    speed: 0.15,
+    nightShare: 0.05,
+    weight: 9,
+    gaits: ["sit", "bound", "walk"],
+    coat: SQUIRREL_COAT,
   }),
   brown_hare: quadruped(HARE, marks.hareMarks, {
-    heightM: 0.3, distanceM: [1.8, 3], speed: 0.3, nightShare: 0.55, weight: 8,
-    gaits: ["sit", "bound", "walk"], coat: HARE_COAT,
+    heightM: 0.3,
+    distanceM: [1.8, 3],
+    speed: 0.3,
+    nightShare: 0.55,
+    weight: 8,
+    gaits: ["sit", "bound", "walk"],
+    coat: HARE_COAT,
   }),
   badger: quadruped(BADGER, marks.badgerMarks, {
-    heightM: 0.3, distanceM: [2, 3.6], speed: 0.45, nightShare: 0.85, weight: 7,
-    gaits: ["walk", "walk", "stand"], coat: BADGER_COAT,
+    heightM: 0.3,
+    distanceM: [2, 3.6],
+    speed: 0.45,
+    nightShare: 0.85,
+    weight: 7,
+    gaits: ["walk", "walk", "stand"],
+    coat: BADGER_COAT,
   }),
   pheasant: {
-    heightM: 0.34, distanceM: [2, 3.4], speed: 0.3, nightShare: 0.05, weight: 5,
-    gaits: ["walk", "stand"], coat: DEER_COAT, strideM: 0.3,
+    heightM: 0.34,
+    distanceM: [2, 3.4],
+    speed: 0.3,
+    nightShare: 0.05,
+    weight: 5,
+    gaits: ["walk", "stand"],
+    coat: DEER_COAT,
+    strideM: 0.3,
     box: { left: -2.3, right: 1.7, top: 1.9 },
     draw: drawPheasant,
   },
   raccoon: quadruped(RACCOON, marks.raccoonMarks, {
-    heightM: 0.3, distanceM: [1.9, 3.2], speed: 0.35, nightShare: 0.8, weight: 3,
-    gaits: ["walk", "walk", "stand"], coat: RACCOON_COAT,
+    heightM: 0.3,
+    distanceM: [1.9, 3.2],
+    speed: 0.35,
+    nightShare: 0.8,
+    weight: 3,
+    gaits: ["walk", "walk", "stand"],
+    coat: RACCOON_COAT,
   }),
   lynx: quadruped(LYNX, marks.lynxMarks, {
-    heightM: 0.64, distanceM: [3, 5.4], speed: 0.6, nightShare: 0.65, weight: 2,
-    gaits: ["walk", "walk", "stand"], coat: LYNX_COAT,
+    heightM: 0.64,
+    distanceM: [3, 5.4],
+    speed: 0.6,
+    nightShare: 0.65,
+    weight: 2,
+    gaits: ["walk", "walk", "stand"],
+    coat: LYNX_COAT,
   }),
 };
 

@@ -11,14 +11,15 @@ import {
 import { channels } from "./coat.ts";
 import { HABITATS, type Habitat } from "./habitat.ts";
 import {
+  litter,
   log,
   paintDepth,
   paintThings,
   rock,
   shrub,
   type Thing,
-  trunk,
   type Tuft,
+  trunk,
   tuft,
   tussock,
 } from "./plants.ts";
@@ -59,7 +60,7 @@ export async function createStation(options: { seed: number; name: string }): Pr
   const depth = new Uint8Array(WIDTH * HEIGHT);
   paintBackdrop(albedo, depth, habitat, camera, noise, random);
   const things = furnish(habitat, camera, random).sort((a, b) => b.distanceM - a.distanceM);
-  await addThings(albedo, depth, things);
+  await addThings(albedo, depth, [litter(habitat, camera, random), ...things]);
   return {
     ...options,
     habitat,
@@ -113,14 +114,16 @@ function paintBackdrop(
         const gx = ((x - WIDTH / 2) * distance) / FOCAL_PX;
         const coarse = smooth(gx * 28 + shift, distance * 28);
         const fine = smooth(gx * 170, distance * 110 + shift);
-        tone = 0.45 * coarse + 0.55 * fine;
-        color = ramp(ground, (tone - 0.5) * 2.2 + 0.5);
+        const grain = smooth(x * 1.1 + shift, (y * 300) / (y - camera.horizonY));
+        tone = 0.35 * coarse + 0.35 * fine + 0.3 * grain;
+        color = ramp(ground, (tone - 0.5) * 2.8 + 0.5);
         const off = Math.abs(gx - trailX - trailSlope * distance) / trailWide;
         const worn = Math.max(0, Math.min(1, 1.6 - off * 1.3 + (coarse - 0.5) * 1.6)) * 0.75;
         if (worn > 0) color = color.map((c, k) => c + (trail[k]! * (0.75 + tone / 2) - c) * worn);
       } else {
         const high = 1 - y / wallFoot;
-        const leaves = smooth(x * 0.55 + shift, y * 0.6);
+        const leaves =
+          0.5 * smooth(x * 0.6 + shift, y * 0.66) + 0.5 * smooth(x * 1.9, y * 2.1 + shift);
         const clumps = smooth(x * 0.085, y * 0.1 + shift);
         const gap = clumps * 0.65 + leaves * 0.35 + (high - 0.5) * 0.35;
         tone = 0.6 * leaves + 0.4 * clumps;
@@ -148,13 +151,22 @@ function furnish(habitat: Habitat, camera: Camera, random: Random): Thing[] {
   const things: Thing[] = [];
   const [far, middle] = habitat.trunks;
   const wide = (random: Random) => random.range(-0.05, 1.05) * WIDTH;
-  const aside = () => (random.chance(0.5) ? random.range(-0.04, 0.24) : random.range(0.76, 1.04)) * WIDTH;
+  const aside = () =>
+    (random.chance(0.5) ? random.range(-0.04, 0.24) : random.range(0.76, 1.04)) * WIDTH;
   for (let i = 0; i < far; i++) {
-    const at = { x: wide(random), distanceM: random.range(11, 24), diameterM: random.range(0.12, 0.4) };
+    const at = {
+      x: wide(random),
+      distanceM: random.range(11, 24),
+      diameterM: random.range(0.12, 0.4),
+    };
     things.push(trunk(camera, habitat, at, random));
   }
   for (let i = 0; i < middle; i++) {
-    const at = { x: wide(random), distanceM: random.range(6.5, 11), diameterM: random.range(0.14, 0.42) };
+    const at = {
+      x: wide(random),
+      distanceM: random.range(6.5, 11),
+      diameterM: random.range(0.14, 0.42),
+    };
     things.push(trunk(camera, habitat, at, random));
   }
   if (random.chance(0.55)) {
@@ -169,7 +181,11 @@ function furnish(habitat: Habitat, camera: Camera, random: Random): Thing[] {
     things.push(shrub(camera, habitat, at, random));
   }
   for (let i = 0; i < habitat.rocks; i++) {
-    const at = { x: wide(random), distanceM: random.range(2.4, 9), widthM: random.range(0.12, 0.5) };
+    const at = {
+      x: wide(random),
+      distanceM: random.range(2.4, 9),
+      widthM: random.range(0.12, 0.5),
+    };
     things.push(rock(camera, at, random));
   }
   if (random.chance(habitat.logShare)) {
@@ -177,7 +193,12 @@ function furnish(habitat: Habitat, camera: Camera, random: Random): Thing[] {
   }
   for (let i = 0; i < habitat.tussocks; i++) {
     const distanceM = 1.9 * Math.exp(random.range(0, 1.6));
-    const at = { x: wide(random), distanceM, heightM: random.range(0.06, 0.2), blades: random.integer(14, 40) };
+    const at = {
+      x: wide(random),
+      distanceM,
+      heightM: random.range(0.06, 0.2),
+      blades: random.integer(14, 40),
+    };
     things.push(tussock(habitat, tuft(camera, at, random)));
   }
   return things;
