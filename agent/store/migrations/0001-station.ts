@@ -2,6 +2,8 @@
  * The first schema. Everything is written for people who open the file with the sqlite3 shell:
  * ISO times in UTC (`…_at`), units in column names, and views (`v_…`) that read like a table.
  *
+ * Views keep to what SQLite 3.37 knows (Ubuntu 22.04, so JetPack 6): no ->> operator.
+ *
  * Order is always the order of the integer keys, never of times: a station's clock may jump.
  * AUTOINCREMENT where an id leaves the database, so that a deleted row's id never comes back.
  */
@@ -254,11 +256,11 @@ SELECT r.number, r.id AS run, r.kind, r.state, r.reason, r.created_at, r.ended_a
   CASE WHEN v.id IS NULL THEN NULL WHEN v.accepted = 0 THEN 'refused'
     WHEN v.on_probation = 1 THEN 'accepted on thin evidence' ELSE 'accepted' END AS verdict,
   (SELECT group_concat(value, '; ') FROM json_each(v.reasons)) AS reasons,
-  round(100 * (v.metrics ->> '$.dense.accuracy'), 1) AS dense_accuracy_percent,
-  round(100 * (v.metrics ->> '$.incumbent.accuracy'), 1) AS incumbent_accuracy_percent,
-  round(100 * (v.metrics ->> '$.candidate.accuracy'), 1) AS candidate_accuracy_percent,
-  round(100 * (v.metrics ->> '$.candidate.macroF1'), 1) AS candidate_macro_f1_percent,
-  round((v.metrics ->> '$.candidate.bytes') / 1e6, 2) AS candidate_size_mb,
+  round(100 * json_extract(v.metrics, '$.dense.accuracy'), 1) AS dense_accuracy_percent,
+  round(100 * json_extract(v.metrics, '$.incumbent.accuracy'), 1) AS incumbent_accuracy_percent,
+  round(100 * json_extract(v.metrics, '$.candidate.accuracy'), 1) AS candidate_accuracy_percent,
+  round(100 * json_extract(v.metrics, '$.candidate.macroF1'), 1) AS candidate_macro_f1_percent,
+  round(json_extract(v.metrics, '$.candidate.bytes') / 1e6, 2) AS candidate_size_mb,
   coalesce(p.stage, (SELECT name FROM run_stages WHERE run_id = r.id ORDER BY id DESC LIMIT 1))
     AS last_stage,
   round(100 * p.share, 1) AS progress_percent, r.seed, r.dir
