@@ -1,12 +1,8 @@
 import * as v from "valibot";
+import type { Pattern } from "../compress/pattern.ts";
 import { modelMetricsSchema, preprocessingSchema } from "../model.ts";
 
 const whole = v.pipe(v.number(), v.integer());
-
-/** How zeros are laid out in a pruned layer. */
-export type SparsityPattern =
-  | { readonly kind: "unstructured"; readonly sparsity: number }
-  | { readonly kind: "n:m"; readonly n: number; readonly m: number };
 
 /**
  * `runs/<id>/spec.json`: everything that a run depends on, fixed before it starts, so that a run
@@ -138,7 +134,7 @@ export type RunResult = v.InferOutput<typeof runResultSchema>;
  *
  * @throws {RangeError} for anything but `unstructured` or `N:M` with 0 < N < M.
  */
-export function parsePattern(pattern: string, sparsity: number): SparsityPattern {
+export function parsePattern(pattern: string, sparsity: number): Pattern {
   if (pattern === "unstructured") return { kind: "unstructured", sparsity };
   const match = /^(\d+):(\d+)$/.exec(pattern);
   const [n, m] = [Number(match?.[1]), Number(match?.[2])];

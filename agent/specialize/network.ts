@@ -1,0 +1,100 @@
+import { AgentError, messageOf } from "../errors.ts";
+import { withDynamicBatch } from "../onnx/dynamic-batch.ts";
+import { foldShapes, shapeValues } from "../onnx/fold-shapes.ts";
+import { type Graph, readGraph } from "../onnx/graph.ts";
+import { featureGraph, findHead, type Head } from "../onnx/head.ts";
+import { normalizeGraph } from "../onnx/normalize.ts";
+import { withExtraOutputs } from "../onnx/subgraph.ts";
+import { int64Tensor, type Tensor } from "../onnx/tensor.ts";
+import type { Engine } from "./engine.ts";
+
+/** A classifier taken apart for specializing. */
+export interface Network {
+  /** The whole network, normalized: free batch, constants as initializers, shapes folded. */
+  readonly graph: Graph;
+  readonly head: Head;
+  /** From the input to `[N, features]`: everything but the classifier. */
+  readonly backbone: Graph;
+  readonly inputName: string;
+  readonly featuresName: string;
+  /** False for a graph that can only be run one picture at a time. */
+  readonly batched: boolean;
+}
+
+/**
+ * Reads an ONNX classifier and takes it apart.
+ *
+ * @param size height and width of the input that it will be used with.
+ * @throws {AgentError} MODEL_INVALID where the file is no ONNX classifier that this code
+ *   understands, saying why.
+ */
+export async function loadNetwork(
+  bytes: Uint8Array,
+  size: { readonly height: number; readonly width: number },
+  engine: Engine,
+): Promise<Network> {
+  const graph = await prepare(bytes, size, engine);
+  const head = findHead(graph.graph);
+  if ("reason" in head) {
+    throw new AgentError(
+      "MODEL_INVALID",
+      `no classifier at the end of the network: ${head.reason}`,
+    );
+  }
+  const { graph: backbone, featuresName } = featureGraph(graph.graph, head);
+  const inputName = backbone.inputs[0]?.name ?? "";
+  return { graph: graph.graph, head, backbone, inputName, featuresName, batched: graph.batched };
+}
+
+async function prepare(
+  bytes: Uint8Array,
+  size: { readonly height: number; readonly width: number },
+  engine: Engine,
+): Promise<{ graph: Graph; batched: boolean }> {
+  let normalized: Graph;
+  try {
+    normalized = normalizeGraph(readGraph(bytes));
+  } catch (error) {
+    throw new AgentError("MODEL_INVALID", `no readable ONNX model: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
+  if (normalized.inputs.length !== 1) {
+    const names = normalized.inputs.map(({ name }) => name).join(", ");
+    throw new AgentError("MODEL_INVALID", `expected one input, a picture; got ${names || "none"}`);
+  }
+  const { graph, problems } = withDynamicBatch(normalized);
+  if (problems.length > 0) return { graph: normalized, batched: false };
+  const folded = await foldMeasuredShapes(graph, size, engine);
+  return { graph: folded, batched: true };
+}
+
+/** Batch sizes at which shape arithmetic is measured; both small, neither of them one. */
+const BATCHES = [2, 3] as const;
+
+async function foldMeasuredShapes(
+  graph: Graph,
+  { height, width }: { readonly height: number; readonly width: number },
+  engine: Engine,
+): Promise<Graph> {
+  const names = shapeValues(graph);
+  const input = graph.inputs[0]!.name;
+  if (names.length === 0) return graph;
+  const session = await engine.open({ ...withExtraOutputs({ ...graph, outputs: [] }, names) });
+  try {
+    const measured: Map<string, Tensor>[] = [];
+    for (const batch of BATCHES) {
+      const data = new Float32Array(batch * 3 * height * width);
+      const results = await session.run({ [input]: { data, dims: [batch, 3, height, width] } });
+      const tensors = Object.entries(results).flatMap(([name, { data: values, dims }]) =>
+        values instanceof BigInt64Array
+          ? [[name, int64Tensor(dims, Array.from(values, Number))] as const]
+          : [],
+      );
+      measured.push(new Map(tensors));
+    }
+    return foldShapes(graph, measured[0]!, measured[1]!, BATCHES);
+  } finally {
+    await session.release();
+  }
+}

@@ -1,0 +1,72 @@
+import { findBorders } from "../onnx/borders.ts";
+import type { Graph } from "../onnx/graph.ts";
+import type { PrunableLayer } from "../onnx/prunable-layers.ts";
+import { readsOf } from "../onnx/query.ts";
+
+/** A stretch of the network between two values that everything passes through. */
+export interface Segment {
+  readonly inputName: string;
+  readonly outputName: string;
+  /**
+   * Its layers in waves: those of one wave do not depend on each other, so their statistics come
+   * from one pass; every wave sees the ones before it compressed.
+   */
+  readonly waves: readonly (readonly PrunableLayer[])[];
+}
+
+/** A border that is this much larger than the last cut is no good place to keep activations. */
+const LARGEST_GROWTH = 2;
+
+/**
+ * Cuts a network at its borders into segments with at least one layer to prune, so that the
+ * statistics of a layer need the network from the last cut only and not from the picture.
+ *
+ * @param layers the layers to prune, of this very graph.
+ * @param sizeOf values of one picture at each border, the graph's input included.
+ */
+export function cutSegments(
+  graph: Graph,
+  layers: readonly PrunableLayer[],
+  sizeOf: ReadonlyMap<string, number>,
+): Segment[] {
+  const position = new Map<string, number>();
+  graph.nodes.forEach((node, index) => {
+    for (const name of node.outputs) position.set(name, index);
+  });
+  const segments: Segment[] = [];
+  const input = graph.inputs[0]!.name;
+  let from = { name: input, position: -1 };
+  const borders = [...findBorders(graph), graph.outputs[0]!.name];
+  for (const name of borders) {
+    const end = position.get(name) ?? graph.nodes.length;
+    const inside = layers.filter((l) => l.nodeIndex > from.position && l.nodeIndex <= end);
+    const last = name === borders.at(-1);
+    const small = (sizeOf.get(name) ?? 0) <= LARGEST_GROWTH * (sizeOf.get(from.name) ?? 1);
+    if (!last && (inside.length === 0 || !small || splitsBias(inside, end))) continue;
+    const waves = inside.length > 0 ? wavesOf(graph, inside) : [];
+    segments.push({ inputName: from.name, outputName: name, waves });
+    from = { name, position: end };
+  }
+  return segments;
+}
+
+/** A cut between a product and the Add of its bias would part what is corrected together. */
+function splitsBias(layers: readonly PrunableLayer[], end: number): boolean {
+  return layers.some((layer) => (layer.biasNodeIndex ?? -1) > end);
+}
+
+function wavesOf(graph: Graph, layers: readonly PrunableLayer[]): PrunableLayer[][] {
+  const byNode = new Map(layers.map((layer) => [layer.nodeIndex, layer]));
+  const depthOf = new Map<string, number>();
+  const waves: PrunableLayer[][] = [];
+  graph.nodes.forEach((node, index) => {
+    const depth = Math.max(0, ...readsOf(node).map((name) => depthOf.get(name) ?? 0));
+    const layer = byNode.get(index);
+    if (layer) {
+      waves[depth] ??= [];
+      waves[depth].push(layer);
+    }
+    for (const name of node.outputs) depthOf.set(name, layer ? depth + 1 : depth);
+  });
+  return waves.filter((wave) => wave !== undefined);
+}
