@@ -4,7 +4,7 @@ import { checkLength } from "../math/products.ts";
 
 /** A Hessian made fit for the solvers, and the factor of its inverse. */
 export interface FactoredHessian {
-  /** H + λI, exactly symmetric, `cols × cols`; a dead input has only λ on its diagonal. */
+  /** H + λI, exactly symmetric, `cols × cols`; rows and columns of dead inputs are zero. */
   readonly damped: Float64Array;
   /** U upper triangular with (H + λI)⁻¹ = Uᵀ·U; the diagonal of dead inputs is arbitrary. */
   readonly U: Float64Array;
@@ -49,7 +49,7 @@ export async function factorHessian(
     if (!U) continue;
     for (let j = 0; j < cols; j++) {
       const at = j * (cols + 1);
-      symmetric[at] = (dead[j] ? 0 : symmetric[at]!) + lambda;
+      symmetric[at] = dead[j] ? 0 : symmetric[at]! + lambda;
     }
     return { damped: symmetric, U, dead, lambda, damping: tried };
   }

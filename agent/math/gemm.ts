@@ -9,7 +9,7 @@ export interface MatrixF32 {
 }
 
 /** Which operands of a {@link Gemm} are taken transposed; neither by default. */
-export interface GemmOptions {
+interface GemmOptions {
   readonly transA?: boolean;
   readonly transB?: boolean;
 }

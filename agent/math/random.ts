@@ -92,15 +92,26 @@ function rotate(value: number, bits: number): number {
 }
 
 function seedState(seed: number): Int32Array {
-  const state = new Int32Array(4);
-  let mixed = (seed | 0) ^ Math.imul(Math.floor(seed / 2 ** 32) | 0, 0x85ebca6b);
+  const state = splitmix(seed | 0);
+  const high = Math.floor(seed / 2 ** 32) | 0;
+  if (high !== 0) {
+    const more = splitmix(high);
+    for (let i = 0; i < 4; i++) state[i]! ^= rotate(more[i]!, 16);
+  }
+  return state;
+}
+
+/** Four numbers of splitmix32. */
+function splitmix(seed: number): Int32Array {
+  const out = new Int32Array(4);
+  let mixed = seed;
   for (let i = 0; i < 4; i++) {
     mixed = (mixed + 0x9e3779b9) | 0;
     let z = mixed ^ (mixed >>> 16);
     z = Math.imul(z, 0x21f0aaad);
     z ^= z >>> 15;
     z = Math.imul(z, 0x735a2d97);
-    state[i] = z ^ (z >>> 15);
+    out[i] = z ^ (z >>> 15);
   }
-  return state;
+  return out;
 }
