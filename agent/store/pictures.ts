@@ -43,6 +43,13 @@ export interface WaitingPicture {
   capturedAt: string | null;
 }
 
+/** A picture with its time and its burst. */
+export interface CapturedPicture {
+  path: string;
+  burstId: string;
+  capturedAt: string;
+}
+
 /** A file as the last scan left it. */
 export interface KnownFile {
   path: string;
@@ -135,6 +142,20 @@ export class Pictures {
       this.#holdFile(found, recorded.mediaId);
       return recorded;
     });
+  }
+
+  /**
+   * Pictures taken from `from` to `to`, compared as the cameras wrote the times; those whose time
+   * is only that of the file are left out. For finding the burst that a new picture belongs to.
+   */
+  capturedBetween(from: string, to: string): CapturedPicture[] {
+    return this.#db.all<CapturedPicture>(
+      `SELECT path, burst_id AS burstId, captured_at AS capturedAt FROM media
+       WHERE captured_at BETWEEN :from AND :to AND burst_id IS NOT NULL
+         AND capture_time_source <> 'file-modified'
+       ORDER BY captured_at LIMIT 1000`,
+      { from, to },
+    );
   }
 
   /** Pictures without a prediction, longest waiting first. `afterId` pages on. */

@@ -46,6 +46,7 @@ CREATE TABLE media (
 ) STRICT;
 CREATE INDEX media_waiting ON media (id) WHERE state = 'waiting';
 CREATE INDEX media_burst ON media (burst_id);
+CREATE INDEX media_captured ON media (captured_at);
 
 -- The files seen at the last scan, so that an unchanged file is not hashed again.
 CREATE TABLE files (

@@ -1,0 +1,333 @@
+import { randomBytes } from "node:crypto";
+import { access, readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { type Clock, isoTime } from "../clock.ts";
+import type { StationConfig } from "../config/schema.ts";
+import { AgentError, messageOf, systemCode } from "../errors.ts";
+import type { BuildMessage } from "../fleet/messages.ts";
+import type { GeneralistDescription } from "../generalist/description.ts";
+import type { Logger } from "../log.ts";
+import type { ModelMetrics } from "../model.ts";
+import { chooseClasses } from "../specialize/plan.ts";
+import { RunProgress } from "../specialize/progress.ts";
+import { type MeasureLatency, type RunEvent, runPaths, specialize } from "../specialize/run.ts";
+import type { RunResult, RunSpec } from "../specialize/spec.ts";
+import { assignRoles, type Role, takeShots } from "../specialize/split.ts";
+import type { Store } from "../store/store.ts";
+import { forgetVanished } from "./pictures.ts";
+
+/** What the flow of runs is made of. */
+export interface RunFlowOptions {
+  readonly config: StationConfig;
+  readonly store: Store;
+  readonly build: BuildMessage;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly softwareVersion: string;
+  readonly generalist: () => Promise<GeneralistDescription>;
+  /** Folder of the model that serves now. */
+  readonly incumbentDir: () => Promise<string | null>;
+  readonly measureLatency: MeasureLatency;
+  /** Called with the process id of the specialize child. */
+  readonly onChild: (pid: number) => void;
+  /** Publishes and serves an accepted candidate. */
+  readonly onAccepted: (result: RunResult, candidateDir: string) => Promise<void>;
+  readonly onMessages: () => void;
+}
+
+/** Folders of finished runs that stay for inspection. */
+const KEEP_RUNS = 20;
+/** A stage's progress goes into the database at most this often: each is a write to the disk. */
+const PROGRESS_MS = 5000;
+
+/** From labels to a verdict: plans a run, watches over it, records it, and hands on the result. */
+export class RunFlow {
+  readonly #options: RunFlowOptions;
+  readonly #stop = new AbortController();
+  #running: { id: string; done: Promise<unknown> } | null = null;
+
+  constructor(options: RunFlowOptions) {
+    this.#options = options;
+  }
+
+  /** Id of the run under way. */
+  get running(): string | null {
+    return this.#running?.id ?? null;
+  }
+
+  /**
+   * Starts a run and resolves with its result, after an accepted candidate was handed on.
+   *
+   * @throws {AgentError} STATION_BUSY while another one runs; TOO_FEW_LABELS; what a run may
+   *   throw. All of it is recorded and reported.
+   */
+  async start(kind: "scheduled" | "manual" | "remote", reason: string): Promise<RunResult> {
+    if (this.#running) {
+      throw new AgentError("STATION_BUSY", `run ${this.#running.id} is under way already`);
+    }
+    const id = runId(this.#options.clock.nowMs());
+    return await this.#occupy(id, async () => {
+      const spec = await this.#plan(id);
+      const { store } = this.#options;
+      const dir = this.#dir(id);
+      store.transaction(() => {
+        store.runs.createRun({ id, kind, reason, spec, seed: spec.options.seed, dir });
+        this.#report(id, "started", reason);
+      });
+      return await this.#execute(spec);
+    });
+  }
+
+  /** Takes up the run that the last process left unfinished; at most one is. */
+  async resume(): Promise<void> {
+    const { store, log } = this.#options;
+    for (const run of store.runs.unfinishedRuns()) {
+      const spec = run.spec as RunSpec;
+      log.info({ run: run.id }, "taking up an unfinished run");
+      try {
+        await this.#occupy(run.id, async () => {
+          this.#report(run.id, "resumed", null);
+          return await this.#execute(spec);
+        });
+      } catch (error) {
+        log.warn({ run: run.id, reason: messageOf(error) }, "the resumed run did not finish");
+      }
+    }
+  }
+
+  /** Ends the run under way; it can be resumed. */
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await Promise.allSettled([this.#running?.done]);
+  }
+
+  async #occupy<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const done = work();
+    this.#running = { id, done };
+    try {
+      return await done;
+    } finally {
+      this.#running = null;
+    }
+  }
+
+  async #plan(id: string): Promise<RunSpec> {
+    const { config, store, clock, log, softwareVersion } = this.#options;
+    await forgetVanished(store, "labeled", fileExists, log);
+    const { specialize: options, inference, intake } = config;
+    const labeled = this.#assignRoles();
+    const taken = takeShots(labeled, options);
+    const { pictures } = chooseClasses(taken, options.minLabelsPerClass);
+    const generalist = await this.#options.generalist();
+    return {
+      formatVersion: 1,
+      id,
+      createdAt: isoTime(clock.nowMs()),
+      softwareVersion,
+      generalist: {
+        name: generalist.name,
+        sha256: generalist.sha256,
+        modelPath: generalist.modelPath,
+        classes: [...generalist.classes],
+        classAliases: generalist.classAliases.map((aliases) => [...aliases]),
+        preprocessing: {
+          ...generalist.preprocessing,
+          cropTop: intake.cropTop,
+          cropBottom: intake.cropBottom,
+        },
+      },
+      incumbentDir: await this.#options.incumbentDir(),
+      pictures: pictures.map(({ path, label, burst, role }) => ({ path, label, burst, role })),
+      labelMap: { ...config.labelMap },
+      options: {
+        sparsity: options.sparsity,
+        pattern: options.pattern,
+        blockSize: options.blockSize,
+        damping: options.damping,
+        calibrationPictures: options.calibrationPictures,
+        batchSize: options.batchSize,
+        seed: options.seed,
+        executionProviders: [...inference.executionProviders],
+        intraOpThreads: options.intraOpThreads,
+        maxMegapixels: intake.maxMegapixels,
+      },
+      gate: { ...config.gate },
+    };
+  }
+
+  /** Every labeled picture with the side of its burst, which is fixed here for new bursts. */
+  #assignRoles() {
+    const { store, config } = this.#options;
+    const labeled = store.labels.labeledPictures().map(({ sha256, path, label, burstId }) => {
+      return { path, label, burst: burstId ?? `picture ${sha256.slice(0, 16)}` };
+    });
+    return store.transaction(() => {
+      const known = store.bursts.burstRoles();
+      const counts = new Map<string, { train: number; heldOut: number }>();
+      const counted = new Set<string>();
+      for (const { burst, label } of labeled) {
+        const role = known.get(burst);
+        if (!role || counted.has(burst)) continue;
+        counted.add(burst);
+        const count = counts.get(label) ?? { train: 0, heldOut: 0 };
+        counts.set(label, { ...count, [role]: count[role] + 1 });
+      }
+      const { heldOutShare } = config.specialize;
+      const given = assignRoles(labeled, known, counts, heldOutShare);
+      for (const [burst, role] of given) store.bursts.assignBurstRole(burst, role);
+      const roleOf = (burst: string): Role => known.get(burst) ?? given.get(burst) ?? "train";
+      return labeled.map((picture) => ({ ...picture, role: roleOf(picture.burst) }));
+    });
+  }
+
+  async #execute(spec: RunSpec): Promise<RunResult> {
+    const { store, clock, log, measureLatency, onChild } = this.#options;
+    const { id } = spec;
+    store.runs.setRunState(id, "running");
+    const progress = new RunProgress(clock.monotonicMs());
+    let savedMs = Number.NEGATIVE_INFINITY;
+    const startMs = clock.monotonicMs();
+    try {
+      const result = await specialize({
+        spec,
+        runDir: this.#dir(id),
+        measureLatency,
+        onEvent: (event) => {
+          const outlook = progress.update(event, clock.monotonicMs());
+          this.#recordStage(id, event, outlook.secondsLeft);
+          if (clock.monotonicMs() - savedMs < PROGRESS_MS) return;
+          savedMs = clock.monotonicMs();
+          store.runs.setProgress(id, outlook);
+        },
+        onChild,
+        clock,
+        log,
+        signal: this.#stop.signal,
+      });
+      this.#recordVerdict(result);
+      const seconds = (clock.monotonicMs() - startMs) / 1000;
+      log.info({ step: "run.verdict", run: id, accepted: result.verdict.accepted }, "verdict");
+      if (result.verdict.accepted) {
+        await this.#options.onAccepted(result, runPaths(this.#dir(id)).candidate);
+      }
+      store.transaction(() => {
+        store.runs.setRunState(id, "finished");
+        this.#report(id, "finished", null, seconds);
+      });
+      await this.#removeOld(id);
+      return result;
+    } catch (error) {
+      this.#fail(id, error, (clock.monotonicMs() - startMs) / 1000);
+      throw error;
+    }
+  }
+
+  #recordStage(id: string, event: RunEvent, secondsLeft: number | null): void {
+    if (event.type === "progress") return;
+    const { store, build, log, onMessages } = this.#options;
+    const { stage } = event;
+    store.transaction(() => {
+      if (event.type === "stage-started") store.runs.startStage(id, stage);
+      else {
+        const { seconds, runtimeSeconds } = event.report;
+        const detail = `${runtimeSeconds.toFixed(1)} s inside ONNX Runtime`;
+        store.runs.endStage(id, stage, { state: "finished", seconds, detail });
+      }
+      const finished = event.type === "stage-finished";
+      const message = build("e/stage", {
+        run: id,
+        stage,
+        state: finished ? "finished" : "started",
+        done: finished ? 1 : 0,
+        seconds: finished ? event.report.seconds : null,
+        secondsLeft,
+      });
+      store.outbox.enqueue([message]);
+    });
+    log.info({ step: `run.${stage}.${event.type}`, run: id, stage }, event.type);
+    onMessages();
+  }
+
+  #recordVerdict(result: RunResult): void {
+    const { store, build, onMessages } = this.#options;
+    const { run, dense, incumbent, candidate, verdict, heldOut, candidateSha256 } = result;
+    const message = build("e/verdict", {
+      run,
+      candidateSha256,
+      accepted: verdict.accepted,
+      reasons: verdict.reasons,
+      heldOut,
+      dense: scoreOf(dense),
+      incumbent: incumbent ? scoreOf(incumbent) : null,
+      candidate: scoreOf(candidate),
+    });
+    const entry = {
+      runId: run,
+      accepted: verdict.accepted,
+      onProbation: verdict.onThinEvidence,
+      reasons: verdict.reasons,
+      metrics: { dense, incumbent, candidate },
+      candidateSha256,
+    };
+    store.runs.recordVerdict(entry, [message]);
+    onMessages();
+  }
+
+  #fail(id: string, error: unknown, seconds: number): void {
+    const { store, log } = this.#options;
+    const reason = messageOf(error);
+    // Told to stop: the run stays "running", and the next start takes it up.
+    if (this.#stop.signal.aborted) return;
+    log.error({ run: id, reason }, "run failed");
+    store.transaction(() => {
+      store.runs.setRunState(id, "failed", reason);
+      this.#report(id, "failed", reason, seconds);
+    });
+  }
+
+  #report(
+    run: string,
+    state: "started" | "resumed" | "finished" | "failed",
+    reason: string | null,
+    seconds: number | null = null,
+  ): void {
+    const { store, build, onMessages } = this.#options;
+    const text = `run ${run} ${state}${reason === null ? "" : `: ${reason}`}`;
+    store.events.recordEvent({ kind: "run", text }, [
+      build("e/run", { run, state, reason, seconds }),
+    ]);
+    onMessages();
+  }
+
+  /** The dense model of a run served the comparison; candidates stay, of the newest runs. */
+  async #removeOld(id: string): Promise<void> {
+    await rm(runPaths(this.#dir(id)).dense, { recursive: true, force: true });
+    const root = join(this.#options.config.station.dir, "runs");
+    const old = (await readdir(root)).sort().slice(0, -KEEP_RUNS);
+    for (const name of old) await rm(join(root, name), { recursive: true, force: true });
+  }
+
+  #dir(id: string): string {
+    return join(this.#options.config.station.dir, "runs", id);
+  }
+}
+
+function scoreOf({ accuracy, macroF1, parameters, nonzero, bytes, latencyMsP50 }: ModelMetrics) {
+  return { accuracy, macroF1, parameters, nonzero, bytes, latencyMsP50 };
+}
+
+/** Sorts by time of its making: `20261124T020000Z-3fa2`. */
+export function runId(nowMs: number): string {
+  const time = isoTime(nowMs).replaceAll(/[-:]|\.\d+/g, "");
+  return `${time}-${randomBytes(2).toString("hex")}`;
+}
+
+async function fileExists(path: string): Promise<boolean> {
+  try {
+    await access(path);
+    return true;
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return false;
+    throw error;
+  }
+}
