@@ -19,7 +19,7 @@ export interface ScheduleRules {
 }
 
 /** What the machine's sensors say; null where it has no such sensor, which then stops nothing. */
-export interface ScheduleSensors {
+interface ScheduleSensors {
   hottestC: number | null;
   /** Zones at or above their own throttling point. */
   throttling: readonly string[];

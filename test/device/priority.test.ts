@@ -6,6 +6,8 @@ import * as os from "node:os";
 import { test } from "node:test";
 import { lowerPriority } from "../../agent/device/priority.ts";
 
+const IONICE = "/usr/bin/ionice";
+
 test("priority: every thread of a child gets nice 19 and the idle IO class", async (t) => {
   const child = spawn(process.execPath, ["-e", "console.log(1); setTimeout(() => {}, 60_000)"], {
     stdio: ["ignore", "pipe", "inherit"],
@@ -15,8 +17,8 @@ test("priority: every thread of a child gets nice 19 and the idle IO class", asy
   const pid = child.pid ?? assert.fail("the child did not start");
   const refused = await lowerPriority(pid);
   assert.equal(os.getPriority(pid), 19);
-  if (existsSync("/usr/bin/ionice") && !refused.join().includes("ionice")) {
-    assert.match(execFileSync("ionice", ["-p", String(pid)], { encoding: "utf8" }), /^idle/);
+  if (existsSync(IONICE) && !refused.join().includes("ionice")) {
+    assert.match(execFileSync(IONICE, ["-p", String(pid)], { encoding: "utf8" }), /^idle/);
   }
   if (!refused.join().includes("oom")) {
     assert.equal(readFileSync(`/proc/${pid}/oom_score_adj`, "utf8").trim(), "900");

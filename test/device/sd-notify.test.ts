@@ -18,16 +18,17 @@ print "bound\\n";
 while (defined recv($s, my $m, 4096, 0)) { $m =~ s/\\n/ /g; print "$m\\n"; }
 `;
 
+const PERL = "/usr/bin/perl";
 const canRun = (command: string, ...args: string[]) => spawnSync(command, args).status === 0;
 const skip =
-  canRun("systemd-notify", "--version") && canRun("perl", "-e", "use Socket")
+  canRun("systemd-notify", "--version") && canRun(PERL, "-e", "use Socket")
     ? false
     : "needs systemd-notify and perl";
 
 async function systemd(t: TestContext) {
   const folder = mkdtempSync(join(tmpdir(), "taco-notify-"));
   const socket = join(folder, "notify");
-  const receiver = spawn("perl", ["-e", RECEIVER, socket], {
+  const receiver = spawn(PERL, ["-e", RECEIVER, socket], {
     stdio: ["ignore", "pipe", "inherit"],
   });
   t.after(() => {
