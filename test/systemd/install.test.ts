@@ -144,8 +144,9 @@ test("install: says what is wrong with the arguments or the checkout", (t) => {
   assert.match(install(["--no-build"]).stderr, /found no .*dist\/main\.js/);
 });
 
+const SETPRIV = "/usr/bin/setpriv";
 const canDropRoot =
-  process.getuid?.() === 0 && spawnSync("setpriv", ["--version"]).status === 0
+  process.getuid?.() === 0 && spawnSync(SETPRIV, ["--version"]).status === 0
     ? false
     : "needs root and setpriv, to try it without root";
 
@@ -154,7 +155,7 @@ test("install: without root it says so and changes nothing", { skip: canDropRoot
   chmodSync(folder, 0o755);
   const script = join(folder, "source", "scripts", "install.sh");
   const { status, stderr } = spawnSync(
-    "setpriv",
+    SETPRIV,
     ["--reuid=65534", "--clear-groups", script, "--no-build"],
     { env: { PATH: process.env["PATH"] }, encoding: "utf8" },
   );

@@ -8,9 +8,11 @@ import { RUN_MEMORY_SHARE, RUN_WEIGHT } from "../../agent/device/cgroup.ts";
 const FOLDER = join(import.meta.dirname, "..", "..", "systemd");
 const read = (unit: string) => readFileSync(join(FOLDER, unit), "utf8");
 
+const ANALYZE = "/usr/bin/systemd-analyze";
+
 /** systemd rates and checks unit files without being booted; --offline came with version 250. */
 function analyze(...args: string[]) {
-  return spawnSync("systemd-analyze", args, { encoding: "utf8" });
+  return spawnSync(ANALYZE, args, { encoding: "utf8" });
 }
 
 const version = Number(/^systemd (\d+)/.exec(analyze("--version").stdout ?? "")?.[1] ?? 0);
