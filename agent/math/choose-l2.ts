@@ -76,8 +76,8 @@ export async function chooseL2(data: HeadData, options: ChooseL2Options): Promis
       );
       const problem = { ...split.train, sampleWeights, l2 };
       const fit = await fitSoftmax(problem, {
-        maxIterations: 60,
-        tolerance: 1e-3,
+        maxIterations: 100,
+        tolerance: 1e-4,
         gemm,
         ...(start ? { start } : {}),
         ...(signal ? { signal } : {}),

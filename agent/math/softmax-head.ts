@@ -18,7 +18,7 @@ export interface HeadOptions {
   readonly balanced?: boolean;
   /** Default 300. */
   readonly maxIterations?: number;
-  /** Of the gradient, relative to the first one. Default 1e-5. */
+  /** Of the gradient, relative to the first one. Default 1e-6. */
   readonly tolerance?: number;
   readonly gemm?: Gemm | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -42,7 +42,7 @@ export interface FittedHead extends HeadWeights {
  */
 export async function fitSoftmaxHead(data: HeadData, options: HeadOptions): Promise<FittedHead> {
   const { samples, inputs, labels, classes } = data;
-  const { l2, balanced = true, maxIterations = 300, tolerance = 1e-5, gemm, signal } = options;
+  const { l2, balanced = true, maxIterations = 300, tolerance = 1e-6, gemm, signal } = options;
   if (!(l2 > 0)) throw new RangeError(`l2: expected more than 0, got ${l2}`);
   const space = await standardizedSpace(data, gemm);
   const R = space.kernel ? factorKernel(space.kernel, samples) : space.Z;

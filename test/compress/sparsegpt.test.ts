@@ -107,8 +107,12 @@ test("SparseGPT: equal scores still give the exact count", async () => {
 
 test("SparseGPT: zero sparsity changes nothing", async () => {
   const layer = randomLayer(4, 20, 50, 6);
-  layer.X.fill(0, 0, 0);
+  for (let i = 0; i < 20; i++) {
+    layer.H[i * 20 + 3] = 0;
+    layer.H[3 * 20 + i] = 0;
+  }
   const { U, dead } = await factored(layer);
+  assert.equal(dead[3], 1, "not even the weights of a dead input");
   for (const pattern of [
     { kind: "unstructured", sparsity: 0 },
     { kind: "n:m", n: 0, m: 4 },
