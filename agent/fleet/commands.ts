@@ -215,6 +215,8 @@ function parseCommand(op: string, id: string, text: string): Parsed {
   } catch (error) {
     return { problem: `the payload is no JSON: ${messageOf(error)}; send at least {}` };
   }
+  // To valibot an empty array is an empty object.
+  if (Array.isArray(value)) return { problem: "payload: expected an object, got an array" };
   const result = v.safeParse(COMMANDS[op], value);
   if (result.success) return { command: { id, op, payload: result.output } as Command };
   const [issue] = result.issues;
