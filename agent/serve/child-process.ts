@@ -57,7 +57,9 @@ export class ModelChild {
   readonly modelDirs: readonly string[];
   /** Monotonic time of the last sign of life. */
   lastSignMs: number;
-  /** Silent for too long at the last look; reset by any sign of life. */
+  /** Monotonic time since which its oldest frame could have been answered. */
+  lastProgressMs: number;
+  /** Without life or progress for too long when it was last looked at. */
   suspected = false;
   /** Set by {@link ready}. */
   opened: OpenedModel[] | undefined;
@@ -83,6 +85,7 @@ export class ModelChild {
     this.#events = events;
     this.modelDirs = options.modelDirs;
     this.lastSignMs = options.clock.monotonicMs();
+    this.lastProgressMs = this.lastSignMs;
     this.#end = new Promise((resolve) => {
       this.#ended = resolve;
     });
@@ -130,10 +133,12 @@ export class ModelChild {
   /** Lets its frames run; until then they are only decoded ahead. */
   release(): void {
     this.released = true;
+    this.lastProgressMs = this.#options.clock.monotonicMs();
     this.#send({ kind: "go" });
   }
 
   sendFrame(job: Job): void {
+    if (this.inFlight.size === 0) this.lastProgressMs = this.#options.clock.monotonicMs();
     this.inFlight.set(job.id, job);
     this.#send({ kind: "frame", id: job.id, path: job.path, job: job.job });
   }
@@ -212,7 +217,6 @@ export class ModelChild {
 
   #handle(message: FromChild): void {
     this.lastSignMs = this.#options.clock.monotonicMs();
-    this.suspected = false;
     switch (message.kind) {
       case "ready":
         return this.#opening?.resolve(message.opened);
@@ -234,6 +238,7 @@ export class ModelChild {
     const job = this.inFlight.get(id);
     if (job === undefined) return;
     this.inFlight.delete(id);
+    this.lastProgressMs = this.lastSignMs;
     job.settle(answer);
     this.#events.answered(this);
   }

@@ -30,7 +30,7 @@ export interface InferenceOptions {
   /** Resident size, in 10^6 bytes, beyond which a child is replaced by a fresh one. */
   memoryLimitMb: number;
   heartbeatMs: number;
-  /** Silence after which a child is killed and started anew. */
+  /** Without a sign of life, or with frames and none done, for so long a child is replaced. */
   hangMs: number;
   maxMegapixels: number;
   clock: Clock;
@@ -500,7 +500,7 @@ export class Inference {
     if (jobs.length === 1 && only !== undefined && ++only.deathsAlone >= POISON_DEATHS) {
       const modelSha256 = child.opened?.[0]?.sha256 ?? null;
       const reason = `the inference process died ${POISON_DEATHS} times on this picture (${how})`;
-      only.settle({ kind: "failed", code: "INFERENCE_FAILED", reason, modelSha256 });
+      only.settle({ kind: "failed", code: "PICTURE_UNREADABLE", reason, modelSha256 });
       return;
     }
     for (const job of jobs) this.#suspects.add(job.id);
@@ -540,21 +540,29 @@ export class Inference {
   }
 
   async #beat(): Promise<void> {
-    const { heartbeatMs, hangMs } = this.#options;
     while (!this.#abort.signal.aborted) {
-      await this.#clock.sleep(heartbeatMs, this.#abort.signal).catch(() => undefined);
+      await this.#clock.sleep(this.#options.heartbeatMs, this.#abort.signal).catch(() => undefined);
       for (const child of this.#children) {
-        if (child.opened === undefined) continue;
-        const silentMs = this.#clock.monotonicMs() - child.lastSignMs;
-        // Twice in a row: if this process was held up itself, the answer may lie unread.
-        if (silentMs > hangMs && child.suspected) {
-          child.kill(`hung: no answer for ${Math.round(silentMs)} ms`);
-        } else {
-          child.suspected = silentMs > hangMs;
-          child.ping();
-        }
+        if (child.opened !== undefined) this.#look(child);
       }
     }
+  }
+
+  /** Asks a child for a sign of life, or kills one that gives none or gets no frame done. */
+  #look(child: ModelChild): void {
+    const { hangMs } = this.#options;
+    const nowMs = this.#clock.monotonicMs();
+    const silentMs = nowMs - child.lastSignMs;
+    const idleMs = child.released && child.inFlight.size > 0 ? nowMs - child.lastProgressMs : 0;
+    const stuckMs = Math.max(silentMs, idleMs);
+    // Twice in a row: if this process was held up itself, the answer may lie unread.
+    if (stuckMs > hangMs && child.suspected) {
+      const what = silentMs > hangMs ? "no sign of life" : "no picture done";
+      child.kill(`hung: ${what} for ${Math.round(stuckMs)} ms`);
+      return;
+    }
+    child.suspected = stuckMs > hangMs;
+    child.ping();
   }
 
   /** Keeps a promise until it is settled, so that {@link stop} can wait for it. */
