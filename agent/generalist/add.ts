@@ -124,7 +124,7 @@ async function knownNames(dir: string): Promise<string> {
   return [...new Set([DEFAULT_GENERALIST, ...catalog, ...(await cachedNames(dir))])].join(", ");
 }
 
-async function write(options: AddOptions, what: GeneralistImport): Promise<AddedGeneralist> {
+function write(options: AddOptions, what: GeneralistImport): Promise<AddedGeneralist> {
   options.signal?.throwIfAborted();
   options.onProgress?.({ stage: "write" });
   return writeToCache(options.dir, what);

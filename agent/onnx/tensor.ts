@@ -129,7 +129,7 @@ function fromRaw(proto: TensorProto, type: ArrayType): TensorData {
     );
   }
   if (raw.byteOffset % size === 0) return new type(raw.buffer, raw.byteOffset, raw.length / size);
-  const copy = raw.slice();
+  const copy = new Uint8Array(raw);
   return new type(copy.buffer, 0, raw.length / size);
 }
 

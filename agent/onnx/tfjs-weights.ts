@@ -58,8 +58,8 @@ export function decodeTfjsWeights(
         `weight "${spec.name}": expected ${count * size} bytes at ${offset}, got ${bytes.length - offset}`,
       );
     }
-    // A copy, because shards start wherever the one before ended.
-    const part = bytes.slice(offset, end).buffer;
+    // A copy, since values may start anywhere; slice() of a Node Buffer would be none.
+    const part = new Uint8Array(bytes.subarray(offset, end)).buffer;
     weights.set(spec.name, {
       shape: spec.shape,
       dtype: spec.dtype,
