@@ -72,17 +72,19 @@ function chains(members: Timed[], gapMs: number): Timed[][] {
 
 /** Gives the unassigned pictures of a chain, sorted by time, their burst. */
 function nameChain(chain: readonly Timed[], bursts: Map<string, string>): void {
-  const assigned = chain.filter(({ member }) => bursts.has(member.id));
   const first = chain[0];
   if (!first) return;
   const fresh = `${first.member.folder}@${first.member.capturedAt}`;
+  const assigned = chain.filter(({ member }) => bursts.has(member.id));
+  let next = 0;
   for (const { member, ms } of chain) {
     if (bursts.has(member.id)) continue;
-    let nearest: Timed | undefined;
-    for (const other of assigned) {
-      if (!nearest || Math.abs(other.ms - ms) < Math.abs(nearest.ms - ms)) nearest = other;
-    }
-    bursts.set(member.id, (nearest && bursts.get(nearest.member.id)) ?? fresh);
+    while (next < assigned.length && assigned[next]!.ms <= ms) next += 1;
+    const before = assigned[next - 1];
+    const after = assigned[next];
+    const nearest = before && after ? (after.ms - ms < ms - before.ms ? after : before) : before;
+    const burst = bursts.get((nearest ?? after)?.member.id ?? "");
+    bursts.set(member.id, burst ?? fresh);
   }
 }
 
