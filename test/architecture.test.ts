@@ -21,6 +21,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   specialize: [".", "math", "onnx", "compress", "data", "runtime"],
   serve: [".", "data", "runtime"],
   schedule: ["."],
+  station: ["*"],
   cli: ["*"],
 };
 

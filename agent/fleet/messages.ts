@@ -3,7 +3,7 @@ import * as v from "valibot";
 import { type Clock, isoTime } from "../clock.ts";
 
 /** Version of every payload in this file; a change that an old reader cannot take raises it. */
-export const MESSAGE_SCHEMA_VERSION = 1;
+const MESSAGE_SCHEMA_VERSION = 1;
 
 /**
  * A message on its way to the broker, as the outbox keeps it. Built by {@link messageBuilder};
@@ -265,7 +265,7 @@ export const MESSAGES = {
 } as const;
 
 /** A topic of {@link MESSAGES}. */
-export type MessageTopic = keyof typeof MESSAGES;
+type MessageTopic = keyof typeof MESSAGES;
 
 type Payload<T extends MessageTopic> = v.InferOutput<(typeof MESSAGES)[T]["schema"]>;
 

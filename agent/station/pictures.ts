@@ -50,6 +50,8 @@ export class PictureFlow {
   readonly #folderOf: (path: string) => string;
   /** Pictures being classified, so that a rescan or a resume does not ask twice. */
   readonly #underWay = new Set<number>();
+  /** Labels not told to the fleet yet, by label. */
+  readonly #newLabels = new Map<string, number>();
 
   constructor(options: PictureFlowOptions) {
     this.#options = options;
@@ -98,14 +100,41 @@ export class PictureFlow {
     }
   }
 
+  /** Tells the fleet of labels that came since the last call: one message for many. */
+  tellLabels(): void {
+    if (this.#newLabels.size === 0) return;
+    const { store, build, onMessages } = this.#options;
+    const total: Record<string, number> = {};
+    for (const { label } of store.labels.labeledPictures()) total[label] = (total[label] ?? 0) + 1;
+    const added = Object.fromEntries(this.#newLabels);
+    const text = Object.entries(added)
+      .map(([label, n]) => `${n} × ${label}`)
+      .join(", ");
+    const message = build("e/labels", { source: "human", added, total });
+    store.events.recordEvent({ kind: "labels", text: `new labels: ${text}` }, [message]);
+    this.#newLabels.clear();
+    onMessages();
+  }
+
   async #classify(picture: Waiting): Promise<void> {
     if (this.#underWay.has(picture.mediaId)) return;
     this.#underWay.add(picture.mediaId);
     try {
-      const answer = await this.#options.classify(picture.path);
-      await this.#record(picture, answer);
+      const answer = await this.#answer(picture);
+      if (answer) await this.#record(picture, answer);
     } finally {
       this.#underWay.delete(picture.mediaId);
+    }
+  }
+
+  /** Null where nothing could answer: the picture waits for the next resume. */
+  async #answer(picture: Waiting): Promise<Answer | null> {
+    try {
+      return await this.#options.classify(picture.path);
+    } catch (error) {
+      if (!(error instanceof AgentError) || !RETRY_CODES.has(error.code)) throw error;
+      this.#options.log.debug({ path: picture.path, reason: error.message }, "not classified yet");
+      return null;
     }
   }
 
@@ -159,25 +188,18 @@ export class PictureFlow {
   }
 
   async #label(found: FoundPicture, mediaId: number, label: string): Promise<void> {
-    const { store, inspect, log, build, onMessages } = this.#options;
+    const { store, inspect, log } = this.#options;
     const answer = await inspect(found.path);
     if (answer.kind === "failed") {
       if (RETRY_CODES.has(answer.code)) throw new AgentError(answer.code, answer.reason);
       await this.#reject(mediaId, found.path, answer.reason);
       return;
     }
-    store.transaction(() => {
-      const entry = { mediaId, label, source: "human", origin: found.path } as const;
-      if (!store.labels.setLabel(entry)) return;
-      const total: Record<string, number> = {};
-      for (const picture of store.labels.labeledPictures()) {
-        total[picture.label] = (total[picture.label] ?? 0) + 1;
-      }
-      const added = { [label]: 1 };
-      store.outbox.enqueue([build("e/labels", { source: "human", added, total })]);
-    });
+    const entry = { mediaId, label, source: "human", origin: found.path } as const;
+    if (store.labels.setLabel(entry)) {
+      this.#newLabels.set(label, (this.#newLabels.get(label) ?? 0) + 1);
+    }
     log.debug({ step: "intake.labeled", path: found.path, label }, "label recorded");
-    onMessages();
   }
 
   /** Records why a file cannot be used, then moves it away; a file that cannot be moved stays. */

@@ -67,7 +67,10 @@ export class RunFlow {
     }
     const id = runId(this.#options.clock.nowMs());
     return await this.#occupy(id, async () => {
-      const spec = await this.#plan(id);
+      const spec = await this.#plan(id).catch((error: unknown) => {
+        this.#report(id, "skipped", messageOf(error));
+        throw error;
+      });
       const { store } = this.#options;
       const dir = this.#dir(id);
       store.transaction(() => {
@@ -287,7 +290,7 @@ export class RunFlow {
 
   #report(
     run: string,
-    state: "started" | "resumed" | "finished" | "failed",
+    state: "started" | "resumed" | "finished" | "failed" | "skipped",
     reason: string | null,
     seconds: number | null = null,
   ): void {

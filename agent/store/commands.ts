@@ -55,7 +55,7 @@ export class Commands {
   }
 
   findCommand(id: string): CommandRecord | undefined {
-    return this.#db.get<CommandRecord>(`${SELECT_COMMAND} WHERE id = :id`, { id });
+    return findCommand(this.#db, id);
   }
 
   /** Those that have not ended, oldest first: at a start, what the last process died in. */
@@ -64,6 +64,11 @@ export class Commands {
       `${SELECT_COMMAND} WHERE state = 'executing' ORDER BY number`,
     );
   }
+}
+
+/** See {@link Commands.findCommand}. */
+export function findCommand(db: Connection, id: string): CommandRecord | undefined {
+  return db.get<CommandRecord>(`${SELECT_COMMAND} WHERE id = :id`, { id });
 }
 
 const SELECT_COMMAND = `SELECT id, op, payload, state, reason, received_at AS receivedAt,

@@ -54,7 +54,7 @@ export class Outbox {
   /** Dropped while under way, by id: not lost after all if the acknowledgment still comes. */
   readonly #droppedUnderWay = new Map<number, number>();
 
-  /** @param limitBytes most bytes of topics and payloads that wait. */
+  /** @param limitBytes most bytes of topics and payloads that wait; 0: no fleet, nothing is kept. */
   constructor(db: Connection, clock: Clock, counters: Counters, limitBytes: number) {
     this.#db = db;
     this.#clock = clock;
@@ -67,7 +67,7 @@ export class Outbox {
    * oldest of the least important priority go first.
    */
   enqueue(messages: readonly OutboxMessage[]): void {
-    if (messages.length === 0) return;
+    if (messages.length === 0 || this.#limitBytes === 0) return;
     this.#db.transaction(() => {
       for (const message of messages) this.#insert(message);
       this.#dropAboveLimit();

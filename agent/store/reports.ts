@@ -1,4 +1,5 @@
 import { isoTime } from "../clock.ts";
+import { type CommandRecord, findCommand } from "./commands.ts";
 import type { Connection } from "./connection.ts";
 import { type EventRecord, selectEvents } from "./events.ts";
 import { countNewLabelsSince } from "./labels.ts";
@@ -79,6 +80,11 @@ export class Reports {
   }
 
   /** The value of `StationState.get`, to be validated by the caller. */
+  /** A command of the fleet or of the command line. */
+  findCommand(id: string): CommandRecord | undefined {
+    return findCommand(this.#db, id);
+  }
+
   stationState(key: string): unknown {
     return getStationState(this.#db, key);
   }

@@ -1,0 +1,265 @@
+import { mkdir } from "node:fs/promises";
+import { homedir } from "node:os";
+import { join, resolve } from "node:path";
+import { Command } from "commander";
+import * as v from "valibot";
+import { isoTime, systemClock } from "../clock.ts";
+import { stationConfigSchema } from "../config/schema.ts";
+import { openDataset } from "../data/dataset.ts";
+import { lowerPriority } from "../device/priority.ts";
+import { AgentError } from "../errors.ts";
+import { readJsonIfExists } from "../files.ts";
+import { resolveGeneralist } from "../generalist/add.ts";
+import { createLogger, type Logger } from "../log.ts";
+import type { ModelMetrics } from "../model.ts";
+import { Inference } from "../serve/inference.ts";
+import { chooseClasses } from "../specialize/plan.ts";
+import { RunProgress } from "../specialize/progress.ts";
+import { runPaths, specialize } from "../specialize/run.ts";
+import { type RunResult, type RunSpec, runSpecSchema } from "../specialize/spec.ts";
+import { splitByShots } from "../specialize/split.ts";
+import { LATENCY_ROUNDS } from "../station/latency.ts";
+import { runId } from "../station/runs.ts";
+import { integer, real } from "./arguments.ts";
+import { askStation } from "./control.ts";
+import { count, duration, megabytes, percent, progressView, table } from "./terminal.ts";
+import { softwareVersion } from "./version.ts";
+
+/** Defaults of a one-off run are those of a station's configuration. */
+const DEFAULTS = v.parse(stationConfigSchema, { station: { id: "one-off", dir: "." } });
+
+interface Flags {
+  config?: string;
+  generalist: string;
+  labels?: string;
+  labelMap?: string;
+  shots: number;
+  heldOut: number;
+  seed: number;
+  sparsity: number;
+  pattern: string;
+  cropTop: number;
+  cropBottom: number;
+  minLabels: number;
+  batchSize: number;
+  threads: number;
+  provider: string[];
+  out?: string;
+  resume?: string;
+  force: boolean;
+  json: boolean;
+}
+
+/** `taco specialize`: one run, on a folder of labeled pictures or on a station. */
+export function specializeCommand(): Command {
+  const { specialize: run, intake, inference } = DEFAULTS;
+  return new Command("specialize")
+    .description("make a specialized, compressed model from labeled pictures and judge it")
+    .option("--config <file>", "run on this station's own labels, and serve what is accepted")
+    .option("--generalist <name|file|URL>", "model to start from", DEFAULTS.generalist)
+    .option("--labels <folder>", "folder of class folders, or with COCO Camera Traps annotations")
+    .option("--label-map <file>", "JSON object: label → class of the generalist")
+    .option("--shots <n>", "training pictures a class, at most", integer(1), run.shots)
+    .option("--held-out <n>", "held-out pictures a class, at most", integer(1), 1000)
+    .option("--min-labels <n>", "training pictures that make a class", integer(2), 2)
+    .option(
+      "--seed <n>",
+      "fixes the split and all else that is left to chance",
+      integer(0),
+      run.seed,
+    )
+    .option("--sparsity <share>", "share of zeros in pruned layers", real(0, 0.99), run.sparsity)
+    .option("--pattern <pattern>", "unstructured, or N:M zeros", run.pattern)
+    .option("--crop-top <pixels>", "cut off every picture's top", integer(0), intake.cropTop)
+    .option("--crop-bottom <pixels>", "cut off the bottom", integer(0), intake.cropBottom)
+    .option("--batch-size <n>", "pictures in one pass", integer(1), run.batchSize)
+    .option("--threads <n>", "threads of one operator; 0: by ONNX Runtime", integer(0), 0)
+    .option("--provider <name...>", "execution providers, in order", inference.executionProviders)
+    .option("--out <folder>", "folder of the run; default runs/<time> in this one")
+    .option("--resume <folder>", "take up the run in this folder")
+    .option("--force", "with --config: run although the schedule would wait", false)
+    .option("--json", "print one JSON object and nothing else on standard output", false)
+    .action(async (flags: Flags) => {
+      const log = createLogger("warn");
+      if (flags.config !== undefined) {
+        await askStation(flags.config, "specialize", { force: flags.force });
+        return;
+      }
+      const result = await runOnce(flags, log);
+      process.stdout.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : summary(result));
+    });
+}
+
+async function runOnce(flags: Flags, log: Logger): Promise<RunResult> {
+  const resumed = flags.resume === undefined ? undefined : resolve(flags.resume);
+  const id = runId(systemClock.nowMs());
+  const runDir = resumed ?? resolve(flags.out ?? join("runs", id));
+  const problems: RunResult["problems"] = [];
+  const spec = resumed ? await readSpec(resumed) : await plan(flags, id, log, problems);
+  await mkdir(runDir, { recursive: true });
+  const abort = new AbortController();
+  const stop = () => abort.abort();
+  process.once("SIGINT", stop).once("SIGTERM", stop);
+  const view = progressView(process.stderr);
+  const progress = new RunProgress(systemClock.monotonicMs());
+  const inference = probeInference(spec, runPaths(runDir).dense, log);
+  try {
+    const result = await specialize({
+      spec,
+      runDir,
+      measureLatency: async (dirs) =>
+        (await inference.measure(dirs, LATENCY_ROUNDS)).map(({ medianMs }) => medianMs),
+      onEvent: (event) => view.update(progress.update(event, systemClock.monotonicMs())),
+      onChild: (pid) => void lowerPriority(pid),
+      clock: systemClock,
+      log,
+      signal: abort.signal,
+    });
+    return { ...result, problems: [...problems, ...result.problems] };
+  } finally {
+    view.stop();
+    await inference.stop();
+    process.off("SIGINT", stop).off("SIGTERM", stop);
+  }
+}
+
+/** An inference process like a station's, used for nothing but measuring. */
+function probeInference(spec: RunSpec, modelDir: string, log: Logger): Inference {
+  const { inference } = DEFAULTS;
+  return new Inference({
+    currentModelDir: () => Promise.resolve(modelDir),
+    executionProviders: spec.options.executionProviders,
+    intraOpThreads: inference.intraOpThreads,
+    queueLength: inference.queueLength,
+    memoryLimitMb: inference.memoryLimitMb,
+    heartbeatMs: inference.heartbeatSeconds * 1000,
+    hangMs: inference.hangSeconds * 1000,
+    maxMegapixels: spec.options.maxMegapixels,
+    clock: systemClock,
+    log,
+  });
+}
+
+async function readSpec(runDir: string): Promise<RunSpec> {
+  const value = await readJsonIfExists(runPaths(runDir).spec);
+  if (value === undefined) {
+    throw new AgentError("RUN_FAILED", `expected a run in ${runDir}, found no spec.json in it`);
+  }
+  return v.parse(runSpecSchema, value);
+}
+
+async function plan(
+  flags: Flags,
+  id: string,
+  log: Logger,
+  problems: RunResult["problems"],
+): Promise<RunSpec> {
+  if (flags.labels === undefined) {
+    throw new AgentError(
+      "TOO_FEW_LABELS",
+      "expected --labels <folder> (or --config <file>, or --resume <folder>), got none of them",
+    );
+  }
+  const generalist = await resolveGeneralist({
+    source: flags.generalist,
+    dir: generalistCache(),
+    log,
+  });
+  const dataset = await openDataset(resolve(flags.labels), {
+    burstGapSeconds: DEFAULTS.intake.burstGapSeconds,
+  });
+  for (const { path, reason } of dataset.problems) problems.push({ subject: path, reason });
+  const split = splitByShots(dataset.pictures, {
+    shots: flags.shots,
+    heldOutPerClass: flags.heldOut,
+    seed: flags.seed,
+  });
+  const chosen = chooseClasses(split, flags.minLabels);
+  problems.push(...chosen.problems);
+  const { specialize: defaults, gate, intake } = DEFAULTS;
+  return {
+    formatVersion: 1,
+    id,
+    createdAt: isoTime(systemClock.nowMs()),
+    softwareVersion: softwareVersion(),
+    generalist: {
+      name: generalist.name,
+      sha256: generalist.sha256,
+      modelPath: resolve(generalist.modelPath),
+      classes: generalist.classes,
+      classAliases: generalist.classAliases,
+      preprocessing: {
+        ...generalist.preprocessing,
+        cropTop: flags.cropTop,
+        cropBottom: flags.cropBottom,
+      },
+    },
+    incumbentDir: null,
+    pictures: chosen.pictures.map(({ path, label, burst, role }) => ({ path, label, burst, role })),
+    labelMap: await readLabelMap(flags.labelMap),
+    options: {
+      sparsity: flags.sparsity,
+      pattern: flags.pattern,
+      blockSize: defaults.blockSize,
+      damping: defaults.damping,
+      calibrationPictures: defaults.calibrationPictures,
+      batchSize: flags.batchSize,
+      seed: flags.seed,
+      executionProviders: flags.provider,
+      intraOpThreads: flags.threads,
+      maxMegapixels: intake.maxMegapixels,
+    },
+    gate,
+  };
+}
+
+async function readLabelMap(path: string | undefined): Promise<Record<string, string>> {
+  if (path === undefined) return {};
+  const value = await readJsonIfExists(path);
+  const result = v.safeParse(v.record(v.string(), v.string()), value);
+  if (result.success) return result.output;
+  throw new AgentError(
+    "LABELS_INVALID",
+    `${path}: expected a JSON object of label → class of the generalist, as {"fox": "red fox"}`,
+  );
+}
+
+/** Generalists of one-off commands; a station keeps its own in `station.dir`. */
+export function generalistCache(environment: NodeJS.ProcessEnv = process.env): string {
+  const cache = environment["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
+  return join(cache, "taco-agent", "generalists");
+}
+
+/** The result of a run as tables and sentences. */
+export function summary(result: RunResult): string {
+  const { dense, incumbent, candidate, verdict, heldOut, stages } = result;
+  const columns = incumbent ? [dense, incumbent, candidate] : [dense, candidate];
+  const names = incumbent ? ["dense", "incumbent", "candidate"] : ["dense", "candidate"];
+  const row = (name: string, show: (m: ModelMetrics) => string) => [name, ...columns.map(show)];
+  const scores = table(
+    ["", ...names],
+    [
+      row("accuracy", (m) => percent(m.accuracy)),
+      row("accuracy by burst", (m) => percent(m.burstAccuracy)),
+      row("macro F1", (m) => m.macroF1.toFixed(3)),
+      row("calibration error", (m) => m.calibrationError.toFixed(3)),
+      row("parameters", (m) => count(m.parameters)),
+      row("non-zero", (m) => `${count(m.nonzero)} (÷${(dense.nonzero / m.nonzero).toFixed(2)})`),
+      row("bytes", (m) => megabytes(m.bytes)),
+      row("latency p50", (m) =>
+        m.latencyMsP50 === null ? "—" : `${m.latencyMsP50.toFixed(1)} ms`,
+      ),
+    ],
+  );
+  const times = stages.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ");
+  return [
+    scores,
+    `held out: ${heldOut.frames} frames of ${heldOut.bursts} bursts`,
+    `verdict: ${verdict.accepted ? "accepted" : "refused"}`,
+    ...verdict.reasons.map((reason) => `  · ${reason}`),
+    ...result.problems.slice(0, 20).map(({ subject, reason }) => `left out: ${subject}: ${reason}`),
+    `stages: ${times}; peak memory ${megabytes(result.peakMemoryBytes)}`,
+    `model: ${result.modelPath}`,
+    "",
+  ].join("\n");
+}

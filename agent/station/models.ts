@@ -1,0 +1,380 @@
+import { join } from "node:path";
+import * as v from "valibot";
+import type { Clock } from "../clock.ts";
+import type { StationConfig } from "../config/schema.ts";
+import { AgentError, messageOf } from "../errors.ts";
+import type { BuildMessage } from "../fleet/messages.ts";
+import type { Logger } from "../log.ts";
+import { knownAnswersSchema, modelManifestSchema, readModelJson } from "../model.ts";
+import type { Inference } from "../serve/inference.ts";
+import {
+  decideProbation,
+  observe,
+  type ProbationState,
+  probationOutcome,
+  resumeProbation,
+  startProbation,
+} from "../serve/probation.ts";
+import type { Answer } from "../serve/protocol.ts";
+import type { ModelRegistry } from "../serve/registry.ts";
+import { swapTo } from "../serve/swap.ts";
+import type { RunResult } from "../specialize/spec.ts";
+import type { Store } from "../store/store.ts";
+import type { SwapRecord } from "../store/swaps.ts";
+
+/** Who or what sends a model back. */
+export type RollbackCause = "probation" | "command" | "person" | "damaged";
+
+/** What the flow of models is made of. */
+export interface ModelFlowOptions {
+  readonly config: StationConfig;
+  readonly registry: ModelRegistry;
+  readonly store: Store;
+  readonly inference: Inference;
+  readonly build: BuildMessage;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly softwareVersion: string;
+  readonly onMessages: () => void;
+}
+
+/** Answers kept to know how the serving model behaves before another takes its place. */
+const RECENT_ANSWERS = 500;
+/** Counters of a probation go into the database every so many frames. */
+const SAVE_EVERY = 20;
+
+const probationSchema = v.object({
+  modelSha256: v.string(),
+  incumbent: v.object({
+    medianRunMs: v.nullable(v.number()),
+    topLabelShare: v.nullable(v.number()),
+  }),
+  lastMs: v.number(),
+  elapsedMs: v.number(),
+  frames: v.number(),
+  failed: v.number(),
+  runMs: v.array(v.number()),
+  labels: v.record(v.string(), v.number()),
+  bursts: v.number(),
+  lastBurst: v.nullable(v.string()),
+});
+
+/**
+ * Which model serves: publishes accepted candidates, swaps them in, watches them on probation,
+ * and goes back. One change at a time; the pointer `models/current` is the truth and the
+ * database is brought in line with it at every start.
+ */
+export class ModelFlow {
+  readonly #options: ModelFlowOptions;
+  readonly #recent: { label: string; runMs: number }[] = [];
+  #probation: { swapId: number; state: ProbationState } | null = null;
+  #queue: Promise<unknown> = Promise.resolve();
+  #deciding = false;
+  #unsaved = 0;
+
+  constructor(options: ModelFlowOptions) {
+    this.#options = options;
+  }
+
+  /** SHA-256 of the model on probation. */
+  get onProbation(): string | null {
+    return this.#probation?.state.modelSha256 ?? null;
+  }
+
+  /**
+   * Brings the database in line with the pointer after a start, and goes on with a probation.
+   *
+   * @returns the swap that was under way and is to be tried again, if any.
+   */
+  async reconcile(): Promise<SwapRecord | null> {
+    const { store, registry, clock, log } = this.#options;
+    const current = await registry.readCurrent();
+    const loading = store.swaps.loadingSwap();
+    if (loading && loading.toSha256 === current) {
+      // Killed between the pointer's rename and the record of it.
+      this.#recordSwitch(loading.id, loading.fromSha256, loading.toSha256, loading.kind === "swap");
+    } else if (loading) {
+      store.swaps.interruptLoading("the agent was stopped while the model was loading");
+    }
+    const open = store.swaps.currentProbation();
+    if (open && open.toSha256 !== current) {
+      store.swaps.decideSwap(open.id, "interrupted", "another model is current on the disk");
+    } else if (open) {
+      const saved = v.safeParse(probationSchema, open.probation);
+      const nowMs = clock.monotonicMs();
+      const state = saved.success
+        ? resumeProbation(saved.output, nowMs)
+        : startProbation(open.toSha256, { medianRunMs: null, topLabelShare: null }, nowMs);
+      this.#probation = { swapId: open.id, state };
+      log.info({ model: open.toSha256, frames: state.frames }, "probation goes on");
+    }
+    await this.tellModel();
+    return loading && loading.toSha256 !== current && loading.kind === "swap" ? loading : null;
+  }
+
+  /** Publishes the accepted candidate of a run and swaps it in. Does nothing twice. */
+  async serveCandidate(result: RunResult, candidateDir: string): Promise<void> {
+    const { registry, store, log } = this.#options;
+    const manifest = await readModelJson(join(candidateDir, "model.json"), modelManifestSchema);
+    const before = store.reports
+      .listSwaps(50)
+      .find((swap) => swap.runId === result.run && swap.toSha256 === manifest.sha256);
+    if (before && before.state !== "interrupted" && before.state !== "loading") return;
+    const knownAnswers = await readModelJson(join(candidateDir, "check.json"), knownAnswersSchema);
+    await registry.publishModel({
+      onnx: join(candidateDir, "model.onnx"),
+      manifest,
+      knownAnswers,
+    });
+    log.info({ step: "publish.published", model: manifest.sha256 }, "candidate published");
+    store.models.registerModel(manifest);
+    await this.swap(manifest.sha256, result.run, result.verdict.reasons.join("; "));
+    await this.#prune();
+  }
+
+  /** Swaps a published model in, on probation. A refused one is recorded with its reason. */
+  async swap(sha256: string, runId: string | null, reason: string): Promise<boolean> {
+    return await this.#inTurn(async () => {
+      const { store, registry, log } = this.#options;
+      const from = await registry.readCurrent();
+      if (from === sha256) return true;
+      const entry = { fromSha256: from, toSha256: sha256, kind: "swap", runId, reason } as const;
+      const id = store.swaps.beginSwap(entry);
+      log.info({ step: "swap.begun", model: sha256 }, "swap begun");
+      const refusal = await this.#load(sha256);
+      if (refusal === null) {
+        this.#recordSwitch(id, from, sha256, true);
+        await this.tellModel();
+        return true;
+      }
+      this.#recordRefusal(id, from, sha256, refusal);
+      return false;
+    });
+  }
+
+  /**
+   * Goes back to the model before, or to a given one.
+   *
+   * @throws {AgentError} REGISTRY_INVALID where there is no model to go back to, or it is refused.
+   */
+  async rollback(cause: RollbackCause, reason: string, toSha256?: string): Promise<string> {
+    return await this.#inTurn(async () => {
+      const { registry, store, log } = this.#options;
+      const from = await registry.readCurrent();
+      const to = toSha256 ?? (await registry.rollbackTarget()) ?? this.#before(from);
+      if (from === null || to === null || to === from) {
+        throw new AgentError("REGISTRY_INVALID", "there is no earlier model to go back to");
+      }
+      const open = this.#probation;
+      this.#probation = null;
+      const id = store.transaction(() => {
+        if (open) store.swaps.decideSwap(open.swapId, "rolled_back", reason);
+        const entry = { fromSha256: from, toSha256: to, kind: "rollback", runId: null } as const;
+        return store.swaps.beginSwap({ ...entry, reason });
+      });
+      const refusal = await this.#load(to);
+      if (refusal !== null) {
+        store.swaps.decideSwap(id, "refused", refusal);
+        throw new AgentError("REGISTRY_INVALID", `${to} cannot serve again: ${refusal}`);
+      }
+      store.transaction(() => {
+        store.swaps.markSwitched(id, false);
+        this.#event("rollback", `back from ${short(from)} to ${short(to)}: ${reason}`, [
+          this.#options.build("e/rollback", { fromSha256: from, toSha256: to, cause, reason }),
+        ]);
+      });
+      log.warn({ step: "rollback.done", from, to, reason }, "rolled back");
+      await this.tellModel();
+      return to;
+    });
+  }
+
+  /** Takes in an answer of the inference child: what a probation is decided on. */
+  observe(answer: Answer, burstId: string | null): void {
+    const { clock, store } = this.#options;
+    const open = this.#probation;
+    if (answer.kind === "classified" && answer.modelSha256 !== open?.state.modelSha256) {
+      this.#recent.push({ label: answer.label, runMs: answer.runMs });
+      if (this.#recent.length > RECENT_ANSWERS) this.#recent.shift();
+    }
+    if (!open) return;
+    const outcome = probationOutcome(open.state, answer, burstId ?? "");
+    if (outcome === null) return;
+    open.state = observe(open.state, outcome, clock.monotonicMs());
+    this.#unsaved += 1;
+    if (this.#unsaved >= SAVE_EVERY) {
+      this.#unsaved = 0;
+      store.swaps.saveProbation(open.swapId, open.state);
+    }
+    this.decide();
+  }
+
+  /** Ends the probation where it is time; call it now and then, since time alone may end it. */
+  decide(): void {
+    const { clock, config, log } = this.#options;
+    const open = this.#probation;
+    if (!open || this.#deciding) return;
+    const decision = decideProbation(open.state, config.probation, clock.monotonicMs());
+    if (decision.kind === "continue") return;
+    this.#deciding = true;
+    const work =
+      decision.kind === "commit"
+        ? this.#commit(open.swapId, open.state.modelSha256, decision.reason)
+        : this.rollback("probation", decision.reason);
+    work
+      .catch((error: unknown) => {
+        log.error({ reason: messageOf(error) }, "the probation could not be ended");
+        this.#problem("REGISTRY_INVALID", messageOf(error));
+      })
+      .finally(() => {
+        this.#deciding = false;
+      });
+  }
+
+  /** Puts the retained `twin/model` into the outbox. */
+  async tellModel(): Promise<void> {
+    const { registry, store, build, softwareVersion, onMessages } = this.#options;
+    const sha256 = await registry.readCurrent();
+    const manifest = sha256 === null ? null : await registry.readManifest(sha256);
+    store.outbox.enqueue([
+      build("twin/model", {
+        modelSha256: sha256,
+        name: manifest?.name ?? null,
+        classes: manifest?.classes.slice(0, MAX_TOLD_CLASSES) ?? [],
+        run: manifest?.origin.run ?? null,
+        onProbation: this.#probation !== null,
+        softwareVersion,
+      }),
+    ]);
+    onMessages();
+  }
+
+  /** Saves the counters of a probation and waits for a change under way. */
+  async stop(): Promise<void> {
+    await this.#queue.catch(() => undefined);
+    const open = this.#probation;
+    if (open) this.#options.store.swaps.saveProbation(open.swapId, open.state);
+  }
+
+  async #load(sha256: string): Promise<string | null> {
+    const { registry, inference, log } = this.#options;
+    const outcome = await swapTo({
+      registry,
+      inference,
+      sha256,
+      onStep: (step, detail) => log.info({ step, ...detail }, step),
+    });
+    return outcome.kind === "switched" ? null : outcome.reason;
+  }
+
+  #recordSwitch(id: number, from: string | null, to: string, onProbation: boolean): void {
+    const { store, build, clock } = this.#options;
+    store.transaction(() => {
+      store.swaps.markSwitched(id, onProbation);
+      const message = build("e/swap", {
+        fromSha256: from,
+        toSha256: to,
+        state: "swapped",
+        reason: onProbation ? "on probation" : null,
+        gapMs: null,
+      });
+      this.#event("swap", `${short(to)} serves now${onProbation ? ", on probation" : ""}`, [
+        message,
+      ]);
+      if (!onProbation) return;
+      const state = startProbation(to, this.#behavior(), clock.monotonicMs());
+      store.swaps.saveProbation(id, state);
+      this.#probation = { swapId: id, state };
+      this.#recent.length = 0;
+    });
+  }
+
+  #recordRefusal(id: number, from: string | null, to: string, reason: string): void {
+    const { store, build, log } = this.#options;
+    log.error({ model: to, reason }, "the candidate was not swapped in");
+    store.transaction(() => {
+      store.swaps.decideSwap(id, "refused", reason);
+      const fields = { fromSha256: from, toSha256: to, state: "failed", gapMs: null } as const;
+      this.#event("swap", `${short(to)} was refused: ${reason}`, [
+        build("e/swap", { ...fields, reason }),
+      ]);
+    });
+  }
+
+  async #commit(swapId: number, sha256: string, reason: string): Promise<void> {
+    await this.#inTurn(async () => {
+      const { store, build } = this.#options;
+      if (this.#probation?.swapId !== swapId) return;
+      this.#probation = null;
+      const before = store.swaps.findSwap(swapId);
+      store.transaction(() => {
+        store.swaps.decideSwap(swapId, "committed", reason);
+        const message = build("e/swap", {
+          fromSha256: before?.fromSha256 ?? null,
+          toSha256: sha256,
+          state: "committed",
+          reason,
+          gapMs: null,
+        });
+        this.#event("swap", `${short(sha256)} stays: ${reason}`, [message]);
+      });
+      await this.tellModel();
+    });
+  }
+
+  /** How the model that served until now behaved. */
+  #behavior() {
+    if (this.#recent.length === 0) return { medianRunMs: null, topLabelShare: null };
+    const times = this.#recent.map(({ runMs }) => runMs).sort((a, b) => a - b);
+    const counts = new Map<string, number>();
+    for (const { label } of this.#recent) counts.set(label, (counts.get(label) ?? 0) + 1);
+    return {
+      medianRunMs: times[times.length >> 1] ?? null,
+      topLabelShare: Math.max(...counts.values()) / this.#recent.length,
+    };
+  }
+
+  /** Where a manifest does not say it, the record of swaps does. */
+  #before(current: string | null): string | null {
+    const swaps = this.#options.store.reports.listSwaps(100);
+    return swaps.find((swap) => swap.toSha256 === current)?.fromSha256 ?? null;
+  }
+
+  /** The disk keeps the newest models; those named by open swaps stay in any case. */
+  async #prune(): Promise<void> {
+    const { registry, store } = this.#options;
+    const newest = (await registry.listModels()).slice(-KEEP_MODELS).map(({ sha256 }) => sha256);
+    for (const sha256 of await registry.pruneModels(new Set(newest))) {
+      store.models.markAbsent(sha256);
+    }
+  }
+
+  #problem(code: string, message: string): void {
+    const { build } = this.#options;
+    this.#event("problem", message, [build("e/problem", { code, message })]);
+  }
+
+  #event(
+    kind: string,
+    text: string,
+    messages: Parameters<Store["events"]["recordEvent"]>[1],
+  ): void {
+    this.#options.store.events.recordEvent({ kind, text }, messages);
+    this.#options.onMessages();
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#queue.then(work, work);
+    this.#queue = result.catch(() => undefined);
+    return result;
+  }
+}
+
+/** Models that stay on the disk, so that a fleet can go back several steps. */
+const KEEP_MODELS = 5;
+/** A generalist has a thousand classes; `twin/model` is to stay a small message. */
+const MAX_TOLD_CLASSES = 200;
+
+function short(sha256: string): string {
+  return sha256.slice(0, 12);
+}
