@@ -55,7 +55,7 @@ export interface IntakeOptions {
 
 /** Settling times that a file which looks cut off is given before it is handed over as it is. */
 const PATIENCE = 5;
-/** Files that wait for their settling time at once; a scan that finds more ends early and comes again. */
+/** Files that settle at once; a scan that finds more ends early and comes again. */
 const MAX_WAITING = 20_000;
 /** Hints kept apart; above it one scan of everything is cheaper. */
 const MAX_HINTS = 2_000;

@@ -20,7 +20,7 @@ export interface PictureLimits {
 }
 
 /** A part of the upright picture after the banner crop, as fractions in [0, 1]. */
-export interface PictureWindow {
+interface PictureWindow {
   left: number;
   top: number;
   width: number;

@@ -41,7 +41,7 @@ const REASON = ".reason.json";
  */
 export class Quarantine {
   readonly #options: QuarantineOptions;
-  /** What lies in the folder, oldest first; read once, as a storm of bad files would else list it each time. */
+  /** What lies in the folder, oldest first; read once, not again for each of many bad files. */
   #entries: Entry[] | undefined;
   /** One file after the other, so that two of one name do not meet. */
   #queue: Promise<unknown> = Promise.resolve();

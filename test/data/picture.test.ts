@@ -272,6 +272,21 @@ test("picture: a lost sector in a large picture is found although it is shrunk w
   await assert.rejects(readPicture(path, IMAGENET, LIMITS), /corrupt data/);
 });
 
+test("picture: damaged EXIF never refuses a picture", async () => {
+  const bytes = await scene(320, 240)
+    .withExif({ IFD2: { DateTimeOriginal: "2026:05:01 06:30:09" } })
+    .jpeg()
+    .toBuffer();
+  const start = bytes.indexOf("Exif");
+  const path = join(folder, "exif.jpg");
+  for (let at = start; at < start + 120; at += 4) {
+    const damaged = Buffer.from(bytes);
+    damaged.fill(at % 8 ? 0xff : 0x7e, at, at + 6);
+    await writeFile(path, damaged);
+    await inspectPicture(path, LIMITS);
+  }
+});
+
 test("picture: every cut of every format is refused as truncated", async () => {
   for (const format of ["jpeg", "png", "webp", "gif"] as const) {
     const bytes = await scene(200, 150).toFormat(format).toBuffer();
