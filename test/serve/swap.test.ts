@@ -1,12 +1,11 @@
 import assert from "node:assert/strict";
-import { readFile, truncate, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Classified } from "../../agent/serve/protocol.ts";
 import { type SwapStep, swapTo } from "../../agent/serve/swap.ts";
-import { tinyModel } from "../tiny-models.helpers.ts";
-import { favoring, feed, manifestOf, publishable, station } from "./models.helpers.ts";
+import { favoring, feed, station } from "./models.helpers.ts";
 
 const LABELS = favoring(0).classes;
 
@@ -60,69 +59,6 @@ test("swap: 500 frames across 10 swaps, none lost, none twice, each by one model
   assert.equal(inference.status().restarts, 0);
 });
 
-test("swap: a candidate that may not be served is refused and the model of before goes on", async (t) => {
-  const { inference, registry, ids, pictures } = await station(t, [favoring(0)]);
-  await inference.start();
-  const wellMade = await publishable(favoring(1));
-  const publish = async (more: Partial<typeof wellMade>) =>
-    registry.publishModel({ ...wellMade, ...more });
-  const sizes = favoring(1, { side: 16 });
-  const nan = favoring(1, { nan: true });
-  const fewer = favoring(1, { classes: LABELS.slice(0, 3) });
-  /** The network of another model under the manifest of the well-made one. */
-  const impostor = (model: typeof sizes) => {
-    const onnx = tinyModel(model);
-    const { sha256 } = manifestOf(model, onnx);
-    return { onnx, manifest: { ...wellMade.manifest, sha256 } };
-  };
-  const cases: [RegExp, () => Promise<string>][] = [
-    [
-      /expected float32 \[1, 3, 32, 32\], got float32 \[N, 3, 16, 16\]/,
-      () => publish(impostor(sizes)),
-    ],
-    [/is NaN, no finite number/, () => publish(impostor(nan))],
-    [/expected float32 \[1, 4\], got float32 \[N, 3\]/, () => publish(impostor(fewer))],
-    [/known answers differ by/, () => publish(impostor(favoring(2)))],
-    [
-      /no usable|could not be opened/,
-      () => {
-        const onnx = Buffer.from("no network at all");
-        const { sha256 } = manifestOf(favoring(1), onnx);
-        return publish({ onnx, manifest: { ...wellMade.manifest, sha256 } });
-      },
-    ],
-    [
-      /damaged or incomplete/,
-      async () => {
-        const id = await publish({});
-        await truncate(join(registry.folder(id), "model.onnx"), 200);
-        return id;
-      },
-    ],
-    [
-      /damaged or incomplete/,
-      async () => {
-        const id = await publish({});
-        const path = join(registry.folder(id), "model.onnx");
-        const bytes = await readFile(path);
-        bytes[bytes.length - 40] = bytes[bytes.length - 40]! ^ 4;
-        await writeFile(path, bytes);
-        return id;
-      },
-    ],
-  ];
-  for (const [reason, prepare] of cases) {
-    const sha256 = await prepare();
-    const outcome = await swapTo({ registry, inference, sha256 });
-    assert.ok(outcome.kind === "refused");
-    assert.match(outcome.reason, reason);
-    assert.equal(await registry.readCurrent(), ids[0]);
-    const answer = await inference.classify({ path: pictures[0]! });
-    assert.ok(answer.kind === "classified" && answer.modelSha256 === ids[0]);
-  }
-  assert.equal(inference.status().restarts, 0);
-});
-
 test("swap: loads the candidate in place of the live model where memory is short", async (t) => {
   const models = [favoring(0), favoring(1)];
   const short = { availableMemory: () => Promise.resolve(1e6) };
@@ -152,47 +88,4 @@ test("swap: loads the candidate in place of the live model where memory is short
   assert.equal(refused.kind, "refused");
   const answer = await inference.classify({ path: pictures[0]! });
   assert.ok(answer.kind === "classified" && answer.modelSha256 === ids[1]);
-});
-
-test("swap: a process killed at any step leaves pointer and served model in agreement", async (t) => {
-  const models = [favoring(0, { convolutions: 10 }), favoring(1, { convolutions: 10 })];
-  const { inference, registry, ids, pictures } = await station(t, models);
-  await inference.start();
-  const victims: [string, SwapStep | "loading", "live" | "candidate", "switched" | "refused"][] = [
-    ["candidate while it loads", "loading", "candidate", "refused"],
-    ["candidate before the pointer", "swap.loaded", "candidate", "refused"],
-    ["candidate after the pointer", "swap.pointer-renamed", "candidate", "refused"],
-    ["live before the pointer", "swap.loaded", "live", "switched"],
-    ["live after the pointer", "swap.pointer-renamed", "live", "switched"],
-    ["new one after the switch", "swap.switched", "live", "switched"],
-  ];
-  for (const [what, when, who, expected] of victims) {
-    const current = await registry.readCurrent();
-    const sha256 = ids.find((id) => id !== current)!;
-    const kill = async () => {
-      const live = inference.status().pid;
-      const pid = who === "live" ? live : inference.pids().find((other) => other !== live);
-      process.kill(pid!, "SIGKILL");
-      await delay(0);
-    };
-    const answers = feed(inference, pictures, 30);
-    const swap = swapTo({
-      registry,
-      inference,
-      sha256,
-      onStep: (step) => void (step === when && kill()),
-    });
-    if (when === "loading") {
-      while (inference.pids().length < 2) await delay(5);
-      await kill();
-    }
-    const outcome = await swap;
-    // A kill takes a moment to be noticed: a candidate that dies just then may count as switched.
-    if (when === "loading" || who === "live") assert.equal(outcome.kind, expected, what);
-    for (const answer of await answers) assert.equal(answer.kind, "classified", what);
-    const last = await inference.classify({ path: pictures[0]! });
-    assert.ok(last.kind === "classified");
-    assert.equal(last.modelSha256, await registry.readCurrent(), what);
-    assert.equal((await registry.validateModel(last.modelSha256)).valid, true);
-  }
 });
