@@ -1,3 +1,4 @@
+import { Socket } from "node:net";
 import { connect, type IClientOptions, type IPublishPacket, type MqttClient, Store } from "mqtt";
 import type { Clock } from "../clock.ts";
 import { messageOf, systemCode } from "../errors.ts";
@@ -120,6 +121,8 @@ export class BrokerSession {
       return;
     }
     this.#client = client;
+    // Small packets that wait for answers: Nagle's algorithm would cost a round trip each.
+    if (client.stream instanceof Socket) client.stream.setNoDelay(true);
     this.#listen(client);
     void this.#watch();
   }

@@ -29,7 +29,7 @@ export interface Outbox {
 }
 
 /** What the pump needs of the connection. */
-export interface PumpConnection {
+interface PumpConnection {
   readonly online: boolean;
   readonly receiveMaximum: number;
   onOnline(listener: () => void): () => void;
@@ -157,7 +157,8 @@ export class OutboxPump {
   /** Sleeps for `ms` (may be Infinity) or until {@link wake}, or until the signal. */
   async #nap(ms: number, signal: AbortSignal): Promise<void> {
     const nap = new AbortController();
-    const end = (): void => nap.abort();
+    // With a reason of its own: the usual one is an error with a stack, made at every wake.
+    const end = (): void => nap.abort("awake");
     this.#wake = end;
     signal.addEventListener("abort", end, { once: true });
     if (Number.isFinite(ms)) {

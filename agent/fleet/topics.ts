@@ -18,7 +18,7 @@ export interface CommandTopic {
  *
  * @throws {RangeError} naming the id and what is wrong with it.
  */
-export function assertTopicId(kind: "fleet" | "station", id: string): void {
+function assertTopicId(kind: "fleet" | "station", id: string): void {
   const problem = problemOfLevel(id, MAX_ID_LENGTH);
   if (problem !== undefined) {
     throw new RangeError(`${kind} id: expected ${problem}, got ${JSON.stringify(id)}`);

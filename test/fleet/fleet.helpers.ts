@@ -244,6 +244,7 @@ export class Gate {
     }
     const far = createConnection({ port: targetPort, host: "127.0.0.1" });
     this.#track(far);
+    for (const socket of [near, far]) socket.setNoDelay(true);
     near.pipe(far).pipe(near);
     near.on("close", () => far.destroy());
     far.on("close", () => near.destroy());

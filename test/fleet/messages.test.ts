@@ -2,7 +2,12 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { messageBuilder, messageJsonSchemas } from "../../agent/fleet/messages.ts";
+import {
+  COMMANDS,
+  MESSAGES,
+  messageBuilder,
+  messageJsonSchemas,
+} from "../../agent/fleet/messages.ts";
 
 const SHA = "a".repeat(64);
 const clock = { nowMs: () => Date.UTC(2026, 4, 1, 6, 30) };
@@ -13,6 +18,21 @@ test("messages: config/messages.schema.json is what the code says", () => {
   const written: unknown = JSON.parse(readFileSync(path, "utf8"));
   const made: unknown = JSON.parse(JSON.stringify(messageJsonSchemas()));
   assert.deepEqual(written, made, "run node --import tsx scripts/write-message-schemas.ts");
+});
+
+test("messages: the JSON Schema has every topic and every command, and allows no other field", () => {
+  const { definitions } = messageJsonSchemas() as {
+    definitions: Record<string, { additionalProperties: boolean; required?: string[] }>;
+  };
+  const commands = Object.keys(COMMANDS).map((op) => `cmd/${op}/+`);
+  assert.deepEqual(Object.keys(definitions), [...Object.keys(MESSAGES), ...commands]);
+  for (const [topic, schema] of Object.entries(definitions)) {
+    assert.equal(schema.additionalProperties, false, topic);
+    const envelope = commands.includes(topic)
+      ? undefined
+      : ["schemaVersion", "id", "at", "station"];
+    assert.deepEqual(schema.required?.slice(0, 4), envelope, topic);
+  }
 });
 
 test("messages: every payload begins with version, id, time and station", () => {

@@ -93,11 +93,11 @@ for (const version of [5, 4] as const) {
     await until("the outbox is empty", () => outbox.pendingCount() === 0);
     assert.deepEqual(dropped, [large]);
     assert.deepEqual({ ...pump.counts }, { delivered: 31, dropped: 1, inFlight: 0 });
-    assert.ok(seen.has("last") && seen.has("event-29"));
+    await until("the others arrived", () => seen.has("last") && seen.has("event-29"));
     assert.ok(
       lines.some((line) => line["msg"] === "dropped a message" && line["topic"] === "e/run"),
     );
-    assert.ok(connection.connects <= 6, `${connection.connects} connections`);
+    assert.ok(connection.connects <= 8, `${connection.connects} connections`);
   });
 
   test(`pump: ${name}: broken connections lose no message that the broker can take`, async (t) => {
