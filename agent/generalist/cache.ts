@@ -32,6 +32,33 @@ const SAFE_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
 /** Folder of unfinished downloads in the cache. */
 export const DOWNLOADS = "downloads";
 
+/** Work in progress, by the process that does it: `.tmp-<pid>-<random>`. */
+const TEMPORARY = /^\.tmp-(\d+)-/;
+
+/** A folder for work in progress, on the same disk as the cache. The caller removes it. */
+export function temporaryFolder(dir: string): Promise<string> {
+  return mkdtemp(join(dir, `.tmp-${process.pid}-`));
+}
+
+/** Removes what processes that were killed left half done. */
+export async function removeAbandoned(dir: string): Promise<void> {
+  for (const name of await readdir(dir)) {
+    const pid = Number(TEMPORARY.exec(name)?.[1] ?? Number.NaN);
+    if (Number.isNaN(pid) || isAlive(pid)) continue;
+    await rm(join(dir, name), { recursive: true, force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    // Any other error means that it lives, but belongs to somebody else.
+    return systemCode(error) !== "ESRCH";
+  }
+}
+
 /** Names of the generalists in the cache folder, damaged ones included. */
 export async function cachedNames(dir: string): Promise<string[]> {
   const entries = await readdir(dir, { withFileTypes: true }).catch((error: unknown) => {
@@ -95,7 +122,7 @@ export async function writeToCache(dir: string, what: GeneralistImport): Promise
     );
   }
   const facts = inspectClassifier(model);
-  const folder = await mkdtemp(join(dir, `.${name}-`));
+  const folder = await temporaryFolder(dir);
   try {
     await writeFileAtomic(join(folder, "model.onnx"), model);
     await writeFileAtomic(join(folder, "labels.txt"), `${labels.join("\n")}\n`);
@@ -141,7 +168,7 @@ async function replaceFolder(from: string, to: string): Promise<void> {
   } catch (error) {
     const code = systemCode(error);
     if (code !== "ENOTEMPTY" && code !== "EEXIST") throw error;
-    const old = await mkdtemp(join(dirname(to), ".old-"));
+    const old = await temporaryFolder(dirname(to));
     await rename(to, join(old, "generalist"));
     await rename(from, to);
     await rm(old, { recursive: true, force: true });

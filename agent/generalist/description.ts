@@ -57,7 +57,7 @@ async function readModel(path: string): Promise<Buffer> {
  *
  * @throws {AgentError} as {@link readGeneralist}.
  */
-export function describeGeneralist(
+function describeGeneralist(
   modelPath: string,
   bytes: Uint8Array,
   sidecar: Sidecar,

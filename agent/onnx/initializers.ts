@@ -7,21 +7,8 @@ import { isFloatType, type Tensor, toFloat32 } from "./tensor.ts";
  * @throws {RangeError} if the graph has no initializer of that name.
  */
 export function replaceInitializer(graph: Graph, name: string, tensor: Tensor): Graph {
-  return replaceInitializers(graph, new Map([[name, tensor]]));
-}
-
-/**
- * {@link replaceInitializer} of several at once.
- *
- * @throws {RangeError} if the graph lacks an initializer of one of the names.
- */
-export function replaceInitializers(graph: Graph, tensors: ReadonlyMap<string, Tensor>): Graph {
-  const initializers = new Map(graph.initializers);
-  for (const [name, tensor] of tensors) {
-    if (!initializers.has(name)) throw new RangeError(`the graph has no initializer "${name}"`);
-    initializers.set(name, tensor);
-  }
-  return { ...graph, initializers };
+  if (!graph.initializers.has(name)) throw new RangeError(`the graph has no initializer "${name}"`);
+  return { ...graph, initializers: new Map(graph.initializers).set(name, tensor) };
 }
 
 /** How many weights a graph has; see {@link countParameters}. */

@@ -1,6 +1,5 @@
 import type { GraphProto } from "onnx-buf";
 import type { Graph, Node } from "./graph.ts";
-import type { Tensor } from "./tensor.ts";
 
 /** Who makes and who reads each value of one graph. Good only for the graph it was made from. */
 export interface GraphIndex {
@@ -94,15 +93,6 @@ export function checkTopologicalOrder(graph: Graph): void {
 /** How a node is named in messages: `Conv "stem"`. */
 export function describe(node: Node): string {
   return `${node.opType} "${node.name || (node.outputs[0] ?? "")}"`;
-}
-
-/** The constant behind a value: an initializer, or a `Constant` node's tensor. */
-export function constantOf(graph: Graph, index: GraphIndex, value: string): Tensor | undefined {
-  const initializer = graph.initializers.get(value);
-  if (initializer) return initializer;
-  const node = producerOf(graph, index, value);
-  const attribute = node?.opType === "Constant" ? node.attributes.get("value") : undefined;
-  return attribute?.type === "tensor" ? attribute.value : undefined;
 }
 
 /** Values that depend on a graph input; all others are the same in every run. */

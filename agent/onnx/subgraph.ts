@@ -65,7 +65,7 @@ export function withExtraOutputs(graph: Graph, names: readonly string[]): Graph 
 }
 
 /** What the graph states about a value; float32 of unknown shape where it states nothing. */
-export function stated(graph: Graph, name: string): ValueInfo {
+function stated(graph: Graph, name: string): ValueInfo {
   const own = [...graph.inputs, ...graph.outputs].find((value) => value.name === name);
   return own ?? graph.valueInfos.get(name) ?? { name, dataType: DataType.FLOAT, dims: null };
 }

@@ -9,7 +9,7 @@ import {
 export { DataType };
 
 /** Element storage of a tensor: one array element a tensor element, except as {@link Tensor} says. */
-export type TensorData =
+type TensorData =
   | Float32Array
   | Float64Array
   | Int8Array

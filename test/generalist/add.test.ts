@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { readdir, readFile, writeFile } from "node:fs/promises";
+import { spawnSync } from "node:child_process";
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { create } from "@bufbuild/protobuf";
@@ -134,6 +135,17 @@ test("generalist add: weights in a file beside the model are taken in", async (c
   const feeds = { picture: randomInput([1, 3, 16, 16], 1) };
   const own = await runGraph(readGraph(await readFile(description.modelPath)), feeds);
   assert.deepEqual(own["scores"], (await runGraph(graph, feeds))["scores"]);
+});
+
+test("generalist add: what a killed process left half done is removed, what a living one does is not", async (context) => {
+  const folder = await temporaryFolder(context);
+  const dir = join(folder, "generalists");
+  const gone = spawnSync(process.execPath, ["-e", ""]).pid;
+  await mkdir(join(dir, `.tmp-${gone}-abc`), { recursive: true });
+  await mkdir(join(dir, `.tmp-${process.pid}-abc`), { recursive: true });
+  const source = await writeModel(folder, smallClassifier(), smallSidecar);
+  await addGeneralist({ source, dir, log: quiet });
+  assert.deepEqual((await readdir(dir)).sort(), [`.tmp-${process.pid}-abc`, "small"]);
 });
 
 test("generalist add: an unknown name lists the known ones, a bad one is refused", async (context) => {
