@@ -45,7 +45,7 @@ export interface ImportFlags {
 }
 
 /** What is going on while a generalist is added. */
-export interface AddProgress {
+interface AddProgress {
   readonly stage: "download" | "fetch" | "unpack" | "convert" | "write";
   /** Only while downloading. */
   readonly doneBytes?: number;
