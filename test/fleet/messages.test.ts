@@ -28,10 +28,8 @@ test("messages: the JSON Schema has every topic and every command, and allows no
   assert.deepEqual(Object.keys(definitions), [...Object.keys(MESSAGES), ...commands]);
   for (const [topic, schema] of Object.entries(definitions)) {
     assert.equal(schema.additionalProperties, false, topic);
-    const envelope = commands.includes(topic)
-      ? undefined
-      : ["schemaVersion", "id", "at", "station"];
-    assert.deepEqual(schema.required?.slice(0, 4), envelope, topic);
+    if (commands.includes(topic)) continue;
+    assert.deepEqual(schema.required?.slice(0, 4), ["schemaVersion", "id", "at", "station"], topic);
   }
 });
 

@@ -108,7 +108,6 @@ for (const version of [5, 4] as const) {
     const connection = startConnection(broker.url, version);
     const dropped: string[] = [];
     const pump = startPump(t, connection, outbox, {
-      poisonLimit: 2,
       onDropped: (_message, reason) => dropped.push(reason),
     });
     for (let kills = 0; kills < 6; kills++) {
