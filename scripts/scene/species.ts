@@ -66,19 +66,23 @@ export interface SpeciesPlan {
   draw(individual: Individual, pose: Pose, random: Random): DrawnAnimal;
 }
 
+/** A four-legged species; `headroom` is what rises above its ears, in withers heights. */
 function quadruped(
   plan: BodyPlan,
   extra: Marks,
-  rest: Omit<SpeciesPlan, "draw" | "strideM" | "box">,
+  {
+    headroom = 0.4,
+    ...rest
+  }: Omit<SpeciesPlan, "draw" | "strideM" | "box"> & { headroom?: number },
 ): SpeciesPlan {
   const reach = plan.neck.length + plan.head.length;
-  const tall = plan.neck.base[1] + reach + plan.head.length * plan.ear.length + 0.25;
+  const tall = plan.neck.base[1] + reach + plan.head.length * plan.ear.length + headroom;
   return {
     ...rest,
     strideM: plan.stride * rest.heightM * 1.6,
     box: {
       left: -Math.max(0.35, plan.tail.length + 0.25),
-      right: plan.neck.base[0] + reach + 0.25,
+      right: plan.neck.base[0] + reach + 0.3,
       top: Math.max(tall, 1.15 + 0.5 * plan.tail.length),
     },
     draw: (individual, pose, random) => drawQuadruped(plan, individual, pose, extra, random),
@@ -95,6 +99,7 @@ export const SPECIES: Readonly<Record<AnimalSpecies, SpeciesPlan>> = {
     weight: 30,
     gaits: ["walk", "walk", "stand"],
     coat: DEER_COAT,
+    headroom: 0.65,
   }),
   wild_boar: quadruped(BOAR, marks.boarMarks, {
     heightM: 0.82,
