@@ -3,7 +3,7 @@ import { createServer, type Socket } from "node:net";
 import { Aedes } from "aedes";
 
 /** What the broker saw of one kind of message. */
-export interface SeenMessages {
+interface SeenMessages {
   kind: string;
   count: number;
   bytes: number;
@@ -15,7 +15,7 @@ export interface SeenMessages {
 export interface EmbeddedBroker {
   /** `mqtt://127.0.0.1:<port>`; speaks MQTT 3.1 and 3.1.1, not 5. */
   url: string;
-  /** Kinds in the order in which they first appeared. */
+  /** Kinds in the order in which they first appeared; counted just after their delivery. */
   seen(): SeenMessages[];
   /** Closes every connection and the port; may be called twice. */
   stop(): Promise<void>;

@@ -126,7 +126,7 @@ export function printMessages(
 }
 
 /** Prints rows under a head; the first column is text, the others are right-aligned figures. */
-export function printTable(
+function printTable(
   screen: Screen,
   head: readonly string[],
   rows: readonly (readonly string[])[],

@@ -54,7 +54,7 @@ export interface BurstOptions {
 }
 
 /** Software named in every frame's EXIF data: no drawn frame can pass for a photograph. */
-export const SOFTWARE = "taco-agent scene renderer";
+const SOFTWARE = "taco-agent scene renderer";
 
 /** One animal on its way through a burst. */
 interface Visitor {

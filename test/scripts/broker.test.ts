@@ -1,22 +1,28 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { setTimeout } from "node:timers/promises";
 import { connectAsync } from "mqtt";
 import { createTally, messageKind, startBroker } from "../../scripts/broker.ts";
 
 test("broker: passes a message between two real clients and counts it", async () => {
   const broker = await startBroker();
+  const options = { protocolVersion: 4 } as const;
+  const [listener, speaker] = await Promise.all([
+    connectAsync(broker.url, options),
+    connectAsync(broker.url, options),
+  ]);
   try {
-    const listener = await connectAsync(broker.url, { protocolVersion: 4 });
-    const speaker = await connectAsync(broker.url, { protocolVersion: 4 });
     await listener.subscribeAsync("taco/#", { qos: 1 });
     const arrived = new Promise<string>((resolve) => {
       listener.once("message", (topic, payload) => resolve(`${topic} ${payload}`));
     });
     await speaker.publishAsync("taco/alps/north/e/run", '{"id":"a"}', { qos: 1 });
     assert.equal(await arrived, 'taco/alps/north/e/run {"id":"a"}');
+    // The broker counts after it has delivered.
+    while (broker.seen().length === 0) await setTimeout(5);
     assert.deepEqual(broker.seen(), [{ kind: "e/run", count: 1, bytes: 10, last: '{"id":"a"}' }]);
-    await Promise.all([listener.endAsync(), speaker.endAsync()]);
   } finally {
+    await Promise.all([listener.endAsync(true), speaker.endAsync(true)]);
     await broker.stop();
   }
 });
