@@ -17,6 +17,8 @@ const CHILD_PATH = fileURLToPath(
   new URL(`./inference-child${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url),
 );
 
+/** Time between the end of a process's channel and its own. */
+const EXIT_GRACE_MS = 1000;
 /** Codes of an error in writing to a process that has ended. */
 const CLOSED = new Set(["ERR_IPC_CHANNEL_CLOSED", "EPIPE", "ECONNRESET"]);
 
@@ -77,6 +79,7 @@ export class ModelChild {
   #disconnected = false;
   #opening: Settlers<OpenedModel[]> | undefined;
   #measuring: Settlers<number[][]> | undefined;
+  readonly #gone = new AbortController();
   readonly #end: Promise<void>;
   #ended: (() => void) | undefined;
 
@@ -195,6 +198,12 @@ export class ModelChild {
     child.once("disconnect", () => {
       this.#disconnected = true;
       this.#finish();
+      // A process without a channel can no longer be spoken to; mostly it is about to end.
+      const killed = this.#options.clock.sleep(EXIT_GRACE_MS, this.#gone.signal);
+      killed.then(
+        () => this.kill("its channel closed"),
+        () => undefined,
+      );
     });
     child.on("error", (error) => {
       // Of a process that did start, its end or its channel's end tells the rest.
@@ -244,12 +253,8 @@ export class ModelChild {
   }
 
   #finish(): void {
-    if (this.#exit === undefined) {
-      // A process without a channel can no longer be spoken to.
-      this.kill("its channel closed");
-      return;
-    }
-    if (!this.#disconnected) return;
+    if (this.#exit === undefined || !this.#disconnected) return;
+    this.#gone.abort();
     const how = this.killedBecause ?? this.#exit;
     const error = new AgentError("INFERENCE_FAILED", `the inference process ended: ${how}`);
     this.#opening?.reject(error);

@@ -470,7 +470,7 @@ export class Inference {
 
   #gone(child: ModelChild, how: string): void {
     this.#children.delete(child);
-    if (child.inFlight.size > 0 || child === this.#live) {
+    if (!this.#stopping && (child.inFlight.size > 0 || child === this.#live)) {
       this.#log.error(
         { pid: child.pid, how, unanswered: child.inFlight.size },
         "inference process died",
