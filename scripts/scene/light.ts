@@ -112,7 +112,7 @@ export function fleckAt(station: Station, light: Light, x: number, y: number): n
   const u = ((x >> 1) + light.fleckShift) & (TILE - 1);
   const v = ((y >> tall) + (light.fleckShift << 1)) & (TILE - 1);
   const value = station.noise[v * TILE + u]!;
-  const lit = Math.max(0, Math.min(1, (value - 0.47) * 9));
+  const lit = Math.max(0, Math.min(1, (value - 0.44) * 5));
   return 1 + light.fleck * (lit - 0.45);
 }
 
