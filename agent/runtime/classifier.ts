@@ -1,5 +1,5 @@
 import { AgentError } from "../errors.ts";
-import type { ModelSession, TensorInfo, TensorValue } from "./session.ts";
+import type { ModelSession, TensorInfo } from "./session.ts";
 
 /** What of a model's manifest decides how its session is called. */
 export interface ClassifierShape {
@@ -51,15 +51,6 @@ function expectShape(
   }
 }
 
-/** The feeds of one picture: `tensor` is `3 × height × width`, channels first. */
-export function pictureFeeds(
-  shape: ClassifierShape,
-  tensor: Float32Array,
-): Record<string, TensorValue> {
-  const { height, width } = shape.preprocessing;
-  return { [shape.inputName]: { data: tensor, dims: [1, 3, height, width] } };
-}
-
 /**
  * Classifies one picture.
  *
@@ -73,7 +64,9 @@ export async function runClassifier(
   shape: ClassifierShape,
   tensor: Float32Array,
 ): Promise<Float32Array> {
-  const outputs = await session.run(pictureFeeds(shape, tensor), [shape.outputName]);
+  const { height, width } = shape.preprocessing;
+  const feeds = { [shape.inputName]: { data: tensor, dims: [1, 3, height, width] } };
+  const outputs = await session.run(feeds, [shape.outputName]);
   const logits = outputs[shape.outputName]?.data;
   if (!(logits instanceof Float32Array) || logits.length !== shape.classes.length) {
     throw new AgentError(

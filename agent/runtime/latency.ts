@@ -1,8 +1,5 @@
-import type { Clock } from "../clock.ts";
-import type { ModelSession, TensorValue } from "./session.ts";
-
 /** Runs a model once and tells how many milliseconds that took. */
-export type LatencyProbe = () => Promise<number>;
+export type LatencyProbe = (round: number) => Promise<number>;
 
 /** Milliseconds of one run, over all rounds. */
 export interface Latency {
@@ -11,41 +8,27 @@ export interface Latency {
   rounds: number;
 }
 
-/** A probe of one session with fixed feeds. */
-export function sessionProbe(
-  session: ModelSession,
-  feeds: Readonly<Record<string, TensorValue>>,
-  clock: Clock,
-): LatencyProbe {
-  return async () => {
-    const startMs = clock.monotonicMs();
-    await session.run(feeds);
-    return clock.monotonicMs() - startMs;
-  };
-}
-
 /**
  * Compares models in one process: each round runs every model once, and each round begins with
- * another one, so that heat, frequency steps and other programs weigh on all of them alike.
+ * another one, so that heat, frequency steps, caches and other programs weigh on all alike.
  *
- * @returns one latency a probe, in their order.
- * @throws the signal's reason between two runs.
+ * @param betweenRounds lets other work of the process have its turn.
+ * @returns milliseconds by probe, then by round.
  */
-export async function measureLatency(
+export async function measureByTurns(
   probes: readonly LatencyProbe[],
-  options: { rounds: number; warmUp: number; signal?: AbortSignal },
-): Promise<Latency[]> {
-  const { rounds, warmUp, signal } = options;
-  const samples = probes.map((): number[] => []);
-  for (let round = -warmUp; round < rounds; round++) {
+  rounds: number,
+  betweenRounds: () => Promise<void>,
+): Promise<number[][]> {
+  const samplesMs = probes.map((): number[] => []);
+  for (let round = 0; round < rounds; round++) {
     for (let i = 0; i < probes.length; i++) {
-      signal?.throwIfAborted();
-      const which = (i + Math.max(round, 0)) % probes.length;
-      const ms = await probes[which]!();
-      if (round >= 0) samples[which]!.push(ms);
+      const which = (i + round) % probes.length;
+      samplesMs[which]!.push(await probes[which]!(round));
     }
+    await betweenRounds();
   }
-  return samples.map(summarizeLatency);
+  return samplesMs;
 }
 
 /** Median and 90th percentile of samples in milliseconds; NaN where there are none. */

@@ -9,15 +9,11 @@ export interface SessionConfig {
   /** Threads inside one operator; 0 leaves it to ONNX Runtime (one a physical core). */
   intraOpThreads: number;
   log: Logger;
-  /** Defaults to `all`. */
-  graphOptimizationLevel?: "disabled" | "basic" | "extended" | "layout" | "all";
   /**
    * False returns each run's memory to the system, for sessions whose shapes keep changing;
    * true, the default, keeps it for the next run.
    */
   keepMemory?: boolean;
-  /** Where given, ONNX Runtime writes `<prefix>_<time>.json` with the time of every node. */
-  profilePrefix?: string;
 }
 
 /** A dense tensor, row-major; `data.length` is the product of `dims`. */
@@ -81,14 +77,10 @@ function createSession(
 ): Promise<InferenceSession> {
   const options: InferenceSession.SessionOptions = {
     executionProviders: [provider],
-    graphOptimizationLevel: config.graphOptimizationLevel ?? "all",
     logSeverityLevel: 3,
     enableCpuMemArena: config.keepMemory ?? true,
     enableMemPattern: config.keepMemory ?? true,
     ...(config.intraOpThreads > 0 ? { intraOpNumThreads: config.intraOpThreads } : {}),
-    ...(config.profilePrefix === undefined
-      ? {}
-      : { enableProfiling: true, profileFilePrefix: config.profilePrefix }),
   };
   return typeof model === "string"
     ? InferenceSession.create(model, options)
@@ -148,11 +140,6 @@ export class ModelSession {
   /** Frees the session; it must not be running. */
   release(): Promise<void> {
     return this.#session.release();
-  }
-
-  /** Closes the profile asked for by `profilePrefix`. */
-  endProfiling(): void {
-    this.#session.endProfiling();
   }
 
   #tensor(name: string, value: TensorValue): Tensor {

@@ -4,6 +4,7 @@ import { AgentError, messageOf } from "../errors.ts";
 import { createLogger } from "../log.ts";
 import { runClassifier } from "../runtime/classifier.ts";
 import { seededPicture } from "../runtime/known-answers.ts";
+import { measureByTurns } from "../runtime/latency.ts";
 import { FrameQueue, failed, type PreparedFrame } from "./frame-queue.ts";
 import type { Answer, FromChild, ToChild } from "./protocol.ts";
 import { openServedModel, type ServedModel } from "./served-model.ts";
@@ -94,20 +95,13 @@ class InferenceChild {
   }
 
   async #measure(rounds: number): Promise<void> {
-    const samplesMs = this.#models.map((): number[] => []);
-    for (let round = 0; round < rounds; round++) {
-      for (let i = 0; i < this.#models.length; i++) {
-        // Each round begins with another model: none always runs on the caches of the same one.
-        const which = (i + round) % this.#models.length;
-        const { session, manifest } = this.#models[which]!;
-        const picture = seededPicture(round, manifest.preprocessing);
-        const startMs = systemClock.monotonicMs();
-        await runClassifier(session, manifest, picture);
-        samplesMs[which]!.push(systemClock.monotonicMs() - startMs);
-      }
-      await nextTurn();
-    }
-    send({ kind: "measured", samplesMs });
+    const probes = this.#models.map(({ session, manifest }) => async (round: number) => {
+      const picture = seededPicture(round, manifest.preprocessing);
+      const startMs = systemClock.monotonicMs();
+      await runClassifier(session, manifest, picture);
+      return systemClock.monotonicMs() - startMs;
+    });
+    send({ kind: "measured", samplesMs: await measureByTurns(probes, rounds, () => nextTurn()) });
   }
 
   #health() {

@@ -280,9 +280,13 @@ export class Inference {
    *
    * @returns one latency a folder, in their order.
    * @throws {AgentError} MODEL_INVALID or MODEL_CHECK_FAILED if one is not fit to be served;
-   *   INFERENCE_FAILED if the process died, or if stopping.
+   *   INFERENCE_FAILED if the process died, or if stopping; the signal's reason between rounds.
    */
-  async measure(modelDirs: readonly string[], rounds: number): Promise<Latency[]> {
+  async measure(
+    modelDirs: readonly string[],
+    rounds: number,
+    signal?: AbortSignal,
+  ): Promise<Latency[]> {
     await this.#occupy();
     let child: ModelChild | undefined;
     try {
@@ -290,6 +294,7 @@ export class Inference {
       child = await this.#launch(modelDirs);
       const samples = modelDirs.map((): number[] => []);
       for (let done = 0; done < rounds; done += ROUNDS_IN_A_ROW) {
+        signal?.throwIfAborted();
         const some = await this.#alone(child, Math.min(ROUNDS_IN_A_ROW, rounds - done));
         for (const [i, ms] of some.entries()) samples[i]!.push(...ms);
       }
@@ -330,7 +335,7 @@ export class Inference {
     let needed = BASE_BYTES;
     for (const folder of modelDirs) needed += BYTES_PER_MODEL_BYTE * (await modelBytes(folder));
     const available = await (this.#options.availableMemory ?? availableMemoryBytes)();
-    if (available >= needed) return "beside";
+    if (available >= needed || this.#live === undefined) return "beside";
     this.#log.warn(
       { availableBytes: available, neededBytes: needed },
       "too little memory for two models: pictures wait while the next one is loaded",

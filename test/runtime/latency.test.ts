@@ -1,28 +1,28 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { measureLatency } from "../../agent/runtime/latency.ts";
+import { measureByTurns, summarizeLatency } from "../../agent/runtime/latency.ts";
 
-test("latency: runs the models in turns and leaves the warm-up out", async () => {
+test("latency: runs the models in turns, each round beginning with another one", async () => {
   const order: string[] = [];
-  const probe = (name: string, ms: (call: number) => number) => () => {
-    order.push(name);
-    return Promise.resolve(ms(order.filter((other) => other === name).length));
+  const probe = (name: string) => (round: number) => {
+    order.push(`${name}${round}`);
+    return Promise.resolve(round);
   };
-  const [slow, fast] = await measureLatency(
-    [probe("slow", (call) => (call <= 1 ? 1000 : 10 + call)), probe("fast", () => 2)],
-    { rounds: 10, warmUp: 1 },
-  );
-  assert.deepEqual(order.slice(0, 6), ["slow", "fast", "slow", "fast", "fast", "slow"]);
-  assert.deepEqual(slow, { medianMs: 17, p90Ms: 21, rounds: 10 });
-  assert.deepEqual(fast, { medianMs: 2, p90Ms: 2, rounds: 10 });
+  const rest = () => {
+    order.push("|");
+    return Promise.resolve();
+  };
+  const samples = await measureByTurns([probe("a"), probe("b")], 3, rest);
+  assert.equal(order.join(" "), "a0 b0 | b1 a1 | a2 b2 |");
+  assert.deepEqual(samples, [
+    [0, 1, 2],
+    [0, 1, 2],
+  ]);
 });
 
-test("latency: stops between two runs when told to", async () => {
-  const controller = new AbortController();
-  const probe = () => {
-    controller.abort(new Error("enough"));
-    return Promise.resolve(1);
-  };
-  const options = { rounds: 10, warmUp: 0, signal: controller.signal };
-  await assert.rejects(measureLatency([probe], options), /enough/);
+test("latency: sums samples up by median and 90th percentile", () => {
+  const samples = [10, 9, 8, 7, 6, 5, 4, 3, 2, 1];
+  assert.deepEqual(summarizeLatency(samples), { medianMs: 6, p90Ms: 10, rounds: 10 });
+  assert.deepEqual(summarizeLatency([3]), { medianMs: 3, p90Ms: 3, rounds: 1 });
+  assert.ok(Number.isNaN(summarizeLatency([]).medianMs));
 });
