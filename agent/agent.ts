@@ -466,7 +466,8 @@ function buildParts(options: AgentOptions, store: Store, cgroup: RunCgroup): Par
       return Promise.resolve();
     },
   });
-  const isAlive = () => Promise.resolve(inference.status().pid === null || inference.isAlive());
+  // A station that still fetches its first model waits for the network, which no restart helps.
+  const isAlive = async () => (await registry.readCurrent()) === null || inference.isAlive();
   return {
     config,
     store,

@@ -151,7 +151,11 @@ export class ModelSession {
     const { data, dims } = value;
     const type = data instanceof Float32Array ? "float32" : "int64";
     const count = dims.reduce((product, dim) => product * dim, 1);
-    const fits = info.dims.length === dims.length && info.dims.every((d, i) => fitsDim(d, dims[i]));
+    // ONNX Runtime reports no dimensions where the graph does not state the rank.
+    const known = info.dims.length > 0;
+    const fits =
+      !known ||
+      (info.dims.length === dims.length && info.dims.every((d, i) => fitsDim(d, dims[i])));
     if (!fits || count !== data.length || info.type !== type) {
       throw new AgentError(
         "MODEL_INVALID",

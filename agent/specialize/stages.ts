@@ -44,8 +44,8 @@ const BORDER_MEMORY_BYTES = 128 * 2 ** 20;
 /** A checkpoint of the network while it is compressed, at most this often. */
 const CHECKPOINT_MS = 20_000;
 /** Seeds and tolerance of the known answers; float32 sums differ by about 1e-5 between machines. */
-const ANSWER_SEEDS = [1, 2, 3];
-const ANSWER_TOLERANCE = 5e-3;
+export const ANSWER_SEEDS = [1, 2, 3];
+export const ANSWER_TOLERANCE = 5e-3;
 
 /**
  * Does the stages of a run that are not done yet, each from what the ones before left on disk, and

@@ -1,4 +1,5 @@
 import { dirname } from "node:path";
+import { assignBursts } from "../data/bursts.ts";
 import type { FoundPicture } from "../data/intake.ts";
 
 /** What the burst of a new picture is found among. */
@@ -13,9 +14,9 @@ export interface KnownPictures {
 export type CameraFolder = (path: string) => string;
 
 /**
- * The burst that a picture belongs to: that of the nearest picture of the same folder taken within
- * `gapSeconds`, else one of its own, named after its folder and time. Frames may come in any order
- * and at any time; a burst once given is never changed by pictures that come later.
+ * The burst that a new picture belongs to, by the rule of {@link assignBursts}: what was taken in
+ * the same folder within `gapSeconds` decides; a burst once given is never changed by pictures
+ * that come later.
  *
  * A picture whose time is only that of its file is a burst of its own: copying a card gives
  * thousands of files one time.
@@ -27,19 +28,16 @@ export function burstOf(
   gapSeconds: number,
 ): string {
   const { path, sha256, capturedAt, captureTimeSource } = found;
-  if (captureTimeSource !== "exif") return `picture ${sha256.slice(0, 16)}`;
+  const id = `picture ${sha256.slice(0, 16)}`;
+  if (captureTimeSource !== "exif") return id;
   const folder = folderOf(path);
-  const atMs = cameraMs(capturedAt);
+  const atMs = Date.parse(`${capturedAt.slice(0, 19)}Z`);
+  const gapMs = gapSeconds * 1000;
   const near = known
-    .capturedBetween(
-      cameraTime(atMs - gapSeconds * 1000),
-      cameraTime(atMs + gapSeconds * 1000, "~"),
-    )
+    .capturedBetween(cameraTime(atMs - gapMs), cameraTime(atMs + gapMs, "~"))
     .filter((other) => folderOf(other.path) === folder)
-    .map((other) => ({ ...other, distance: Math.abs(cameraMs(other.capturedAt) - atMs) }))
-    .filter(({ distance }) => distance <= gapSeconds * 1000)
-    .sort((a, b) => a.distance - b.distance);
-  return near[0]?.burstId ?? `${folder === "" ? "" : `${folder} `}${capturedAt}`;
+    .map((other, i) => ({ id: `known ${i}`, folder, ...other, burst: other.burstId }));
+  return assignBursts([...near, { id, folder, capturedAt }], gapSeconds).get(id) ?? id;
 }
 
 /** Folder below `inbox/`, or below the label's folder in `labeled/`: "" at the top. */
@@ -55,11 +53,6 @@ export function cameraFolder(inboxDir: string, labeledDir: string): CameraFolder
       .slice(1)
       .join("/");
   };
-}
-
-/** A camera-local time as if it were UTC: only differences are used. */
-function cameraMs(capturedAt: string): number {
-  return Date.parse(`${capturedAt.slice(0, 19)}Z`);
 }
 
 /** As the camera writes it, so that texts compare; `end` sorts after any offset. */

@@ -168,7 +168,10 @@ export class ModelFlow {
       const open = this.#probation;
       this.#probation = null;
       const id = store.transaction(() => {
-        if (open) store.swaps.decideSwap(open.swapId, "rolled_back", reason);
+        if (open) {
+          store.swaps.saveProbation(open.swapId, open.state);
+          store.swaps.decideSwap(open.swapId, "rolled_back", reason);
+        }
         const entry = { fromSha256: from, toSha256: to, kind: "rollback", runId: null } as const;
         return store.swaps.beginSwap({ ...entry, reason });
       });
@@ -304,10 +307,12 @@ export class ModelFlow {
   async #commit(swapId: number, sha256: string, reason: string): Promise<void> {
     await this.#inTurn(async () => {
       const { store, build } = this.#options;
-      if (this.#probation?.swapId !== swapId) return;
+      const open = this.#probation;
+      if (open?.swapId !== swapId) return;
       this.#probation = null;
       const before = store.swaps.findSwap(swapId);
       store.transaction(() => {
+        store.swaps.saveProbation(swapId, open.state);
         store.swaps.decideSwap(swapId, "committed", reason);
         const message = build("e/swap", {
           fromSha256: before?.fromSha256 ?? null,
