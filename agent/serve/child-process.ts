@@ -228,18 +228,23 @@ export class ModelChild {
     this.lastSignMs = this.#options.clock.monotonicMs();
     switch (message.kind) {
       case "ready":
-        return this.#opening?.resolve(message.opened);
+        this.#opening?.resolve(message.opened);
+        break;
       case "refused":
-        return this.#opening?.reject(new AgentError(message.code, message.reason));
+        this.#opening?.reject(new AgentError(message.code, message.reason));
+        break;
       case "answer":
-        return this.#answer(message.id, message.answer);
+        this.#answer(message.id, message.answer);
+        break;
       case "pong":
         this.health = message;
-        return this.#events.pong(this, message);
+        this.#events.pong(this, message);
+        break;
       case "measured":
-        return this.#measuring?.resolve(message.samplesMs);
+        this.#measuring?.resolve(message.samplesMs);
+        break;
       default:
-        return message satisfies never;
+        message satisfies never;
     }
   }
 

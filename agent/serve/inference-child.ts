@@ -31,22 +31,28 @@ class InferenceChild {
   async handle(message: ToChild): Promise<void> {
     switch (message.kind) {
       case "open":
-        return this.#open(message);
+        await this.#open(message);
+        break;
       case "go":
         this.#held = false;
-        return this.#letGo?.();
+        this.#letGo?.();
+        break;
       case "frame":
         this.#unanswered++;
-        return this.#queue?.push(message);
+        this.#queue?.push(message);
+        break;
       case "ping":
-        return send({ kind: "pong", sequence: message.sequence, ...this.#health() });
+        send({ kind: "pong", sequence: message.sequence, ...this.#health() });
+        break;
       case "measure":
-        return this.#measure(message.rounds);
+        await this.#measure(message.rounds);
+        break;
       case "close":
         this.#closing = true;
-        return this.#closeIfDone();
+        await this.#closeIfDone();
+        break;
       default:
-        return message satisfies never;
+        message satisfies never;
     }
   }
 

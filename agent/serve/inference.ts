@@ -144,7 +144,7 @@ export class Inference {
     const folder = await this.#options.currentModelDir();
     const child = await this.#launch([folder]);
     this.#makeLive(child);
-    this.#inBackground(this.#beat());
+    void this.#inBackground(this.#beat());
   }
 
   /**
@@ -425,11 +425,14 @@ export class Inference {
   #makeLive(child: ModelChild): void {
     const before = this.#live;
     this.#live = child;
-    if (!child.alive) return this.#gone(child, "it died once it was loaded");
+    if (!child.alive) {
+      this.#gone(child, "it died once it was loaded");
+      return;
+    }
     this.#lastSignMs = this.#clock.monotonicMs();
     if (before === undefined || before.inFlight.size === 0) {
       child.release();
-      if (before !== undefined) this.#inBackground(before.close(this.#options.hangMs));
+      if (before !== undefined) void this.#inBackground(before.close(this.#options.hangMs));
     } else {
       this.#draining = before;
     }
@@ -444,7 +447,7 @@ export class Inference {
     if (child === this.#draining && child.inFlight.size === 0) {
       this.#draining = undefined;
       this.#live?.release();
-      this.#inBackground(child.close(this.#options.hangMs));
+      void this.#inBackground(child.close(this.#options.hangMs));
     }
     this.#pump();
   }
@@ -458,7 +461,7 @@ export class Inference {
     if (child.lastSignMs < this.#nextRecycleMs) return;
     this.#nextRecycleMs = child.lastSignMs + RECYCLE_PAUSE_MS;
     this.#log.warn({ rssBytes: health.rssBytes, limitBytes }, "inference process has grown");
-    this.#inBackground(this.#recycle());
+    void this.#inBackground(this.#recycle());
   }
 
   /** Replaces the live child by a fresh one of the current model, between two frames. */
