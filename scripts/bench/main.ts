@@ -1,0 +1,32 @@
+import { cpus, totalmem } from "node:os";
+import { Command } from "commander";
+import { benchServing } from "./serving.ts";
+import { benchSpecialize } from "./specialize.ts";
+import { benchSwap } from "./swap.ts";
+
+/** Every benchmark by name; each compares two things in one run, or says where time goes. */
+const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
+  serving: () => benchServing(),
+  swap: () => benchSwap(),
+  specialize: () => benchSpecialize(),
+};
+
+const program = new Command("bench")
+  .description("prints one JSON object; run it on a quiet machine")
+  .argument("[names...]", `benchmarks to run: ${Object.keys(BENCHMARKS).join(", ")}`)
+  .action(async (names: string[]) => {
+    const results: Record<string, object> = {};
+    for (const [name, run] of Object.entries(BENCHMARKS)) {
+      if (names.length > 0 && !names.includes(name)) continue;
+      process.stderr.write(`${name} …\n`);
+      results[name] = await run();
+    }
+    const machine = {
+      node: process.version,
+      cpu: cpus()[0]?.model ?? "unknown",
+      cores: cpus().length,
+      memoryBytes: totalmem(),
+    };
+    process.stdout.write(`${JSON.stringify({ machine, ...results }, null, 2)}\n`);
+  });
+await program.parseAsync();
