@@ -231,7 +231,7 @@ export function generalistCache(environment: NodeJS.ProcessEnv = process.env): s
 }
 
 /** The result of a run as tables and sentences. */
-export function summary(result: RunResult): string {
+function summary(result: RunResult): string {
   const { dense, incumbent, candidate, verdict, heldOut, stages } = result;
   const columns = incumbent ? [dense, incumbent, candidate] : [dense, candidate];
   const names = incumbent ? ["dense", "incumbent", "candidate"] : ["dense", "candidate"];

@@ -38,7 +38,7 @@ function progressLines(stream: NodeJS.WriteStream): ProgressView {
 }
 
 /** `2 min 5 s left`, or nothing while there is no estimate. */
-export function timeLeft(seconds: number | null): string {
+function timeLeft(seconds: number | null): string {
   return seconds === null ? "" : `${duration(seconds)} left`;
 }
 

@@ -499,7 +499,7 @@ class Run {
 }
 
 /** The network with a linear classifier on its features: output `logits`, `[N, classes]`. */
-export function withLinearHead(backbone: Graph, head: HeadWeights): Graph {
+function withLinearHead(backbone: Graph, head: HeadWeights): Graph {
   const features = backbone.outputs[0]!.name;
   const classes = head.bias.length;
   const inputs = head.weights.length / classes;
