@@ -1,6 +1,7 @@
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
+import type { Pattern } from "../compress/pattern.ts";
 import { readPicture } from "../data/picture.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
 import type { Logger } from "../log.ts";
@@ -10,6 +11,7 @@ import { node } from "../onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../onnx/graph.ts";
 import { readHead } from "../onnx/head.ts";
 import { countParameters } from "../onnx/initializers.ts";
+import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import { DataType, floatTensor } from "../onnx/tensor.ts";
 import { makeKnownAnswers } from "../runtime/known-answers.ts";
 import { openSession } from "../runtime/session.ts";
@@ -188,11 +190,17 @@ class Run {
   async compress(): Promise<void> {
     const { spec, engine, onProgress, signal } = this.#context;
     const { backbone } = this.#loaded().network;
+    const pattern = parsePattern(spec.options.pattern, spec.options.sparsity);
+    if (prunesNothing(pattern)) {
+      const reports = findPrunableLayers(backbone).map(({ name }) => leftDense(name));
+      await this.#writeProgress({ graph: backbone, reports, segments: Number.MAX_SAFE_INTEGER });
+      return;
+    }
     const samples = this.#calibrationSamples();
     const resume = await this.#readProgress();
     let savedAt = performance.now();
     const { graph, reports } = await compressNetwork(backbone, {
-      pattern: parsePattern(spec.options.pattern, spec.options.sparsity),
+      pattern,
       blockSize: spec.options.blockSize,
       damping: spec.options.damping,
       engine,
@@ -212,6 +220,12 @@ class Run {
   }
 
   async refitHead(): Promise<void> {
+    const { pattern, sparsity } = this.#context.spec.options;
+    if (prunesNothing(parsePattern(pattern, sparsity))) {
+      // The same features would give the same head.
+      await this.#writeHead("refit.json", await this.#readHead("head.json"));
+      return;
+    }
     const { graph } = await this.#compressed();
     const features = await this.#run(graph, this.#trainingSamples(), "head-refit");
     await this.#writeHead("refit.json", await this.#fit(features));
@@ -496,6 +510,15 @@ class Run {
     if (!this.#network || !this.#cache) throw new TypeError("the run's network is not loaded yet");
     return { network: this.#network, cache: this.#cache };
   }
+}
+
+/** A run that only fits a head: the network stays as it is, to the last weight. */
+function prunesNothing(pattern: Pattern): boolean {
+  return pattern.kind === "unstructured" && pattern.sparsity === 0;
+}
+
+function leftDense(name: string): LayerReport {
+  return { name, method: "dense: sparsity 0 is asked for", sparsity: 0, relativeLoss: null };
 }
 
 /** The network with a linear classifier on its features: output `logits`, `[N, classes]`. */
