@@ -91,11 +91,17 @@ export class Pictures {
     this.#clock = clock;
   }
 
-  /** Whether the last scan saw exactly this file, so that it need not be hashed again. */
+  /**
+   * Whether exactly this file was dealt with, so that it need not be hashed again. A file of
+   * `labeled/` counts once its label is recorded: a process may have died in between.
+   */
   isKnownFile(path: string, sizeBytes: number, mtimeMs: number): boolean {
     const row = this.#db.get(
-      `SELECT 1 FROM files
-       WHERE path = :path AND size_bytes = :sizeBytes AND mtime_ms = :mtimeMs`,
+      `SELECT 1 FROM files AS f JOIN media AS m ON m.id = f.media_id
+       WHERE f.path = :path AND f.size_bytes = :sizeBytes AND f.mtime_ms = :mtimeMs
+         AND (f.source = 'inbox' OR m.state = 'rejected' OR EXISTS
+           (SELECT 1 FROM labels
+            WHERE origin = :path AND media_id = m.id AND ended_at IS NULL))`,
       { path, sizeBytes, mtimeMs: Math.trunc(mtimeMs) },
     );
     return row !== undefined;

@@ -40,6 +40,17 @@ test("pictures: a known file is one of the same path, size and time", async (t) 
   ]);
 });
 
+test("pictures: a file of labeled/ is known only once its label is recorded", async (t) => {
+  const { store } = await (await testStation(t)).open();
+  const path = "labeled/fox/a.jpg";
+  const found = picture("a", { path, source: "labeled" });
+  const isKnown = () => store.pictures.isKnownFile(path, found.sizeBytes, found.mtimeMs);
+  const { mediaId } = store.pictures.recordPicture(found);
+  assert.equal(isKnown(), false, "a process that died here must find the file again");
+  store.labels.setLabel({ mediaId, label: "fox", source: "human", origin: path });
+  assert.ok(isKnown());
+});
+
 test("pictures: a renamed file stays one picture with its new path", async (t) => {
   const { store } = await (await testStation(t)).open();
   const before = store.pictures.recordPicture(picture("a"));
