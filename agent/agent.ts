@@ -174,7 +174,7 @@ export class Agent {
     if (pending && (await registry.validateModel(pending.toSha256)).valid) {
       await models.swap(pending.toSha256, pending.runId, "the swap was interrupted by a stop");
     }
-    this.#inBackground("runs", () => runs.resume());
+    this.#every(RESUME_MS, "unfinished runs", () => runs.resume(), true);
     this.#every(RESUME_MS, "waiting pictures", () => pictures.resume(this.#stop.signal), true);
     store.events.recordEvent({ kind: "start", text: "the station serves" });
   }

@@ -15,7 +15,7 @@ export const ERROR_CODES = {
   STORE_TOO_NEW: "The database was written by a newer version of the agent.",
   STORE_FAILED: "SQLite refused an operation (disk full, damaged file).",
   RUN_FAILED: "A specialize run cannot go on; the message says which stage and why.",
-  RUN_ABORTED: "A specialize run was told to stop; it can be resumed.",
+  RUN_ABORTED: "A specialize run was told to stop or its process was killed; it can be resumed.",
   TOO_FEW_LABELS: "There are not enough labeled pictures to specialize.",
   INFERENCE_FAILED: "The inference child could not do what it was asked.",
   STATION_BUSY: "Another process already runs this station.",

@@ -61,7 +61,8 @@ export function runPaths(runDir: string) {
  * again at the stage where it stopped, by the same call; a finished one returns its result.
  *
  * @param options.onChild called with the child's process id, to lower its priority.
- * @throws {AgentError} RUN_ABORTED when the signal fires (the run can be resumed), RUN_FAILED or
+ * @throws {AgentError} RUN_ABORTED when the signal fires or the child is killed (the run can be
+ *   resumed), INFERENCE_FAILED when the process that measures dies (so it can), RUN_FAILED or
  *   the child's own code when a stage cannot be done.
  */
 export async function specialize(options: {
@@ -218,7 +219,7 @@ function outcomeOf(
       const hint = killedBy === "SIGKILL" ? " (out of memory? lower specialize.batchSize)" : "";
       reject(
         new AgentError(
-          "RUN_FAILED",
+          killedBy === null ? "RUN_FAILED" : "RUN_ABORTED",
           `the specialize child ended with ${how}${hint}; resume the run`,
         ),
       );

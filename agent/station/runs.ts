@@ -37,6 +37,10 @@ export interface RunFlowOptions {
 
 /** Folders of finished runs that stay for inspection. */
 const KEEP_RUNS = 20;
+/** Processes of a run that may be killed one after the other without a stage between two. */
+const MAX_DEATHS = 3;
+/** A run whose process was killed goes on from its last stage. */
+const DEATH_CODES: ReadonlySet<string> = new Set(["RUN_ABORTED", "INFERENCE_FAILED"]);
 /** A stage's progress goes into the database at most this often: each is a write to the disk. */
 const PROGRESS_MS = 5000;
 
@@ -50,9 +54,9 @@ export class RunFlow {
     this.#options = options;
   }
 
-  /** Id of the run under way. */
+  /** Id of the run under way, or of one that the last process left and {@link resume} takes up. */
   get running(): string | null {
-    return this.#running?.id ?? null;
+    return this.#running?.id ?? this.#options.store.runs.unfinishedRuns()[0]?.id ?? null;
   }
 
   /**
@@ -62,8 +66,9 @@ export class RunFlow {
    *   throw. All of it is recorded and reported.
    */
   async start(kind: "scheduled" | "manual" | "remote", reason: string): Promise<RunResult> {
-    if (this.#running) {
-      throw new AgentError("STATION_BUSY", `run ${this.#running.id} is under way already`);
+    const { running } = this;
+    if (running !== null) {
+      throw new AgentError("STATION_BUSY", `run ${running} is under way already`);
     }
     const id = runId(this.#options.clock.nowMs());
     return await this.#occupy(id, async () => {
@@ -81,10 +86,11 @@ export class RunFlow {
     });
   }
 
-  /** Takes up the run that the last process left unfinished; at most one is. */
+  /** Takes up the run that the last process left unfinished; does nothing while one is under way. */
   async resume(): Promise<void> {
     const { store, log } = this.#options;
     for (const run of store.runs.unfinishedRuns()) {
+      if (this.#running || this.#stop.signal.aborted) return;
       const spec = run.spec as RunSpec;
       log.info({ run: run.id }, "taking up an unfinished run");
       try {
@@ -184,29 +190,12 @@ export class RunFlow {
   }
 
   async #execute(spec: RunSpec): Promise<RunResult> {
-    const { store, clock, log, measureLatency, onChild } = this.#options;
+    const { store, clock, log } = this.#options;
     const { id } = spec;
     store.runs.setRunState(id, "running");
-    const progress = new RunProgress(clock.monotonicMs());
-    let savedMs = Number.NEGATIVE_INFINITY;
     const startMs = clock.monotonicMs();
     try {
-      const result = await specialize({
-        spec,
-        runDir: this.#dir(id),
-        measureLatency,
-        onEvent: (event) => {
-          const outlook = progress.update(event, clock.monotonicMs());
-          this.#recordStage(id, event, outlook.secondsLeft);
-          if (clock.monotonicMs() - savedMs < PROGRESS_MS) return;
-          savedMs = clock.monotonicMs();
-          store.runs.setProgress(id, outlook);
-        },
-        onChild,
-        clock,
-        log,
-        signal: this.#stop.signal,
-      });
+      const result = await this.#doStages(spec);
       this.#recordVerdict(result);
       const seconds = (clock.monotonicMs() - startMs) / 1000;
       log.info({ step: "run.verdict", run: id, accepted: result.verdict.accepted }, "verdict");
@@ -225,6 +214,45 @@ export class RunFlow {
     }
   }
 
+  /** Does the stages; a process killed in one (short memory, a person) costs only that stage. */
+  async #doStages(spec: RunSpec): Promise<RunResult> {
+    const { store, clock, log, measureLatency, onChild } = this.#options;
+    const { id } = spec;
+    const { signal } = this.#stop;
+    const progress = new RunProgress(clock.monotonicMs());
+    let savedMs = Number.NEGATIVE_INFINITY;
+    for (let deaths = 0; ; ) {
+      try {
+        return await specialize({
+          spec,
+          runDir: this.#dir(id),
+          measureLatency,
+          onEvent: (event) => {
+            if (event.type === "stage-finished") deaths = 0;
+            const outlook = progress.update(event, clock.monotonicMs());
+            this.#recordStage(id, event, outlook.secondsLeft);
+            if (clock.monotonicMs() - savedMs < PROGRESS_MS) return;
+            savedMs = clock.monotonicMs();
+            store.runs.setProgress(id, outlook);
+          },
+          onChild,
+          clock,
+          log,
+          signal,
+        });
+      } catch (error) {
+        const isDeath = error instanceof AgentError && DEATH_CODES.has(error.code);
+        deaths += 1;
+        if (!isDeath || signal.aborted || deaths >= MAX_DEATHS) throw error;
+        log.warn(
+          { run: id, reason: messageOf(error), deaths },
+          "the run goes on from its last stage",
+        );
+        this.#report(id, "resumed", messageOf(error));
+      }
+    }
+  }
+
   #recordStage(id: string, event: RunEvent, secondsLeft: number | null): void {
     if (event.type === "progress") return;
     const { store, build, log, onMessages } = this.#options;
@@ -233,7 +261,7 @@ export class RunFlow {
       if (event.type === "stage-started") store.runs.startStage(id, stage);
       else {
         const { seconds, runtimeSeconds } = event.report;
-        const detail = `${runtimeSeconds.toFixed(1)} s inside ONNX Runtime`;
+        const detail = inRuntime(runtimeSeconds);
         store.runs.endStage(id, stage, { state: "finished", seconds, detail });
       }
       const finished = event.type === "stage-finished";
@@ -272,8 +300,22 @@ export class RunFlow {
       metrics: { dense, incumbent, candidate },
       candidateSha256,
     };
-    store.runs.recordVerdict(entry, [message]);
+    store.transaction(() => {
+      this.#completeStages(run, result.stages);
+      store.runs.recordVerdict(entry, [message]);
+    });
     onMessages();
+  }
+
+  /** Of a stage that ended as a process was killed, only the run's folder knows. */
+  #completeStages(id: string, stages: RunResult["stages"]): void {
+    const { runs } = this.#options.store;
+    const told = new Set(runs.stages(id).flatMap((s) => (s.state === "finished" ? [s.name] : [])));
+    for (const { name, seconds, runtimeSeconds } of stages) {
+      if (told.has(name)) continue;
+      runs.startStage(id, name);
+      runs.endStage(id, name, { state: "finished", seconds, detail: inRuntime(runtimeSeconds) });
+    }
   }
 
   #fail(id: string, error: unknown, seconds: number): void {
@@ -313,6 +355,10 @@ export class RunFlow {
   #dir(id: string): string {
     return join(this.#options.config.station.dir, "runs", id);
   }
+}
+
+function inRuntime(seconds: number): string {
+  return `${seconds.toFixed(1)} s inside ONNX Runtime`;
 }
 
 function scoreOf({ accuracy, macroF1, parameters, nonzero, bytes, latencyMsP50 }: ModelMetrics) {
