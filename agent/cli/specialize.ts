@@ -73,7 +73,7 @@ export function specializeCommand(): Command {
     .option("--crop-top <pixels>", "cut off every picture's top", integer(0), intake.cropTop)
     .option("--crop-bottom <pixels>", "cut off the bottom", integer(0), intake.cropBottom)
     .option("--batch-size <n>", "pictures in one pass", integer(1), run.batchSize)
-    .option("--threads <n>", "threads of one operator; 0: by ONNX Runtime", integer(0), 0)
+    .option("--threads <n>", "threads of one operator; 0: one a processor", integer(0), 0)
     .option("--provider <name...>", "execution providers, in order", inference.executionProviders)
     .option("--out <folder>", "folder of the run; default runs/<time> in this one")
     .option("--resume <folder>", "take up the run in this folder")

@@ -116,7 +116,7 @@ const inference = section(
       ["cpu"],
     ),
     intraOpThreads: v.optional(
-      whole(0, 256, "Threads inside one operator; 0 leaves the choice to ONNX Runtime."),
+      whole(0, 256, "Threads inside one operator; 0 means one a processor."),
       0,
     ),
     queueLength: v.optional(
@@ -208,7 +208,7 @@ const specialize = v.pipe(
     ),
     batchSize: v.optional(whole(1, 256, "Pictures in one pass through the network."), 8),
     intraOpThreads: v.optional(
-      whole(0, 256, "Threads of a run inside one operator; 0 leaves the choice to ONNX Runtime."),
+      whole(0, 256, "Threads of a run inside one operator; 0 means one a processor."),
       0,
     ),
   }),

@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import { AgentError, messageOf } from "../errors.ts";
 import type { Logger } from "../log.ts";
@@ -6,7 +7,10 @@ import type { Logger } from "../log.ts";
 export interface SessionConfig {
   /** Tried in this order, by ONNX Runtime's names: `tensorrt`, `cuda`, `webgpu`, `cpu`. */
   executionProviders: readonly string[];
-  /** Threads inside one operator; 0 leaves it to ONNX Runtime (one a physical core). */
+  /**
+   * Threads inside one operator; 0 is one a processor that this process may use. ONNX Runtime's own
+   * default counts physical cores and finds a single one on some virtual machines.
+   */
   intraOpThreads: number;
   log: Logger;
   /**
@@ -80,7 +84,10 @@ function createSession(
     logSeverityLevel: 3,
     enableCpuMemArena: config.keepMemory ?? true,
     enableMemPattern: config.keepMemory ?? true,
-    ...(config.intraOpThreads > 0 ? { intraOpNumThreads: config.intraOpThreads } : {}),
+    intraOpNumThreads: config.intraOpThreads > 0 ? config.intraOpThreads : availableParallelism(),
+    // Threads that wait would spin: on a box that decodes, serves and specializes at once they
+    // take the time of those that work (a run took twice as long), and power when nothing is on.
+    extra: { session: { intra_op: { allow_spinning: "0" } } },
   };
   return typeof model === "string"
     ? InferenceSession.create(model, options)

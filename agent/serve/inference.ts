@@ -23,7 +23,7 @@ export interface InferenceOptions {
   currentModelDir: () => Promise<string>;
   /** Tried in this order; see `runtime/session.ts`. */
   executionProviders: readonly string[];
-  /** 0 leaves it to ONNX Runtime. */
+  /** 0 is one a processor. */
   intraOpThreads: number;
   /** Frames that a child holds at most, decoded or not. */
   queueLength: number;

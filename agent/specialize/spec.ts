@@ -50,7 +50,7 @@ export const runSpecSchema = v.strictObject({
     batchSize: whole,
     seed: whole,
     executionProviders: v.array(v.string()),
-    /** Threads of one operator; 0 leaves it to ONNX Runtime. */
+    /** Threads of one operator; 0 is one a processor. */
     intraOpThreads: whole,
     maxMegapixels: v.number(),
   }),
