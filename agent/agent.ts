@@ -98,7 +98,7 @@ export class Agent {
       clock,
       log,
     });
-    const parts = buildParts(this.#options, store, cgroup);
+    const parts = buildParts(this.#options, store, cgroup, this.#stop.signal);
     this.#parts = parts;
     await this.#repair(parts, outcome);
     parts.commands.recover(store.commands.executingCommands());
@@ -126,10 +126,10 @@ export class Agent {
       await parts.notifier.stop();
       await parts.schedule.stop();
       await parts.control.stop();
-      const intake = parts.intake.stop();
-      await parts.runs.stop();
+      // Together: a run may wait for a model that loads, pictures for the one that serves.
+      const ended = Promise.all([parts.intake.stop(), parts.runs.stop()]);
       await parts.inference.stop(DRAIN_MS);
-      await intake;
+      await ended;
       await Promise.allSettled(this.#background);
       await parts.models.stop();
       await parts.pump?.stop();
@@ -166,14 +166,12 @@ export class Agent {
 
   /** Gets a model to serve, serves it, and takes up what the last process left unfinished. */
   async #serve(parts: Parts): Promise<void> {
-    const { store, registry, models, runs, pictures } = parts;
+    const { store, models, runs, pictures } = parts;
     await this.#untilDone("the first model", () => this.#firstModel(parts));
     await this.#untilDone("inference", () => this.#startInference(parts));
     const pending = await models.reconcile();
     await this.#tellHardware(parts);
-    if (pending && (await registry.validateModel(pending.toSha256)).valid) {
-      await models.swap(pending.toSha256, pending.runId, "the swap was interrupted by a stop");
-    }
+    if (pending) await models.tryAgain(pending);
     this.#every(RESUME_MS, "unfinished runs", () => runs.resume(), true);
     this.#every(RESUME_MS, "waiting pictures", () => pictures.resume(this.#stop.signal), true);
     store.events.recordEvent({ kind: "start", text: "the station serves" });
@@ -323,7 +321,12 @@ interface Parts {
   ) => Promise<GeneralistDescription>;
 }
 
-function buildParts(options: AgentOptions, store: Store, cgroup: RunCgroup): Parts {
+function buildParts(
+  options: AgentOptions,
+  store: Store,
+  cgroup: RunCgroup,
+  signal: AbortSignal,
+): Parts {
   const { config, clock, log, environment, softwareVersion } = options;
   const { dir, id } = config.station;
   const { intake: rules } = config;
@@ -345,7 +348,7 @@ function buildParts(options: AgentOptions, store: Store, cgroup: RunCgroup): Par
         cropBottom: rules.cropBottom,
         firstModel,
       },
-      new AbortController().signal,
+      signal,
     );
   const models: ModelFlow = new ModelFlow({
     config,
@@ -356,6 +359,7 @@ function buildParts(options: AgentOptions, store: Store, cgroup: RunCgroup): Par
     clock,
     log,
     softwareVersion,
+    signal,
     onMessages,
   });
   const pictures = new PictureFlow({

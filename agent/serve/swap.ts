@@ -1,12 +1,17 @@
-import { messageOf } from "../errors.ts";
+import { AgentError, type ErrorCode, messageOf } from "../errors.ts";
 import type { Inference } from "./inference.ts";
 import type { ModelRegistry } from "./registry.ts";
 
 /** Steps of a swap by name, in their order; each is reported once it is done. */
 export type SwapStep = "swap.loaded" | "swap.pointer-renamed" | "swap.switched";
 
-/** How a swap ended; where it was refused, the model of before goes on. */
-export type SwapOutcome = { kind: "switched" } | { kind: "refused"; reason: string };
+/**
+ * How a swap ended; where it was refused, the model of before goes on. INFERENCE_FAILED: its
+ * process died, which says nothing about the model.
+ */
+export type SwapOutcome =
+  | { kind: "switched" }
+  | { kind: "refused"; code: ErrorCode; reason: string };
 
 /** What {@link swapTo} works with. */
 export interface SwapRequest {
@@ -25,17 +30,18 @@ export interface SwapRequest {
 export async function swapTo(request: SwapRequest): Promise<SwapOutcome> {
   const { registry, inference, sha256, onStep } = request;
   const validity = await registry.validateModel(sha256);
-  if (!validity.valid) return { kind: "refused", reason: validity.reason };
+  if (!validity.valid) return { kind: "refused", code: "MODEL_INVALID", reason: validity.reason };
   const before = await registry.readCurrent();
   const loaded = await inference.load(registry.folder(sha256));
-  if (loaded.kind === "refused") return { kind: "refused", reason: loaded.reason };
+  if (loaded.kind === "refused") return loaded;
   onStep?.("swap.loaded", { sha256, mode: loaded.mode });
   try {
     await registry.setCurrent(sha256);
     onStep?.("swap.pointer-renamed", { sha256, before });
   } catch (error) {
     await inference.discardCandidate();
-    return { kind: "refused", reason: messageOf(error) };
+    const code = error instanceof AgentError ? error.code : "REGISTRY_INVALID";
+    return { kind: "refused", code, reason: messageOf(error) };
   }
   if ((await inference.switchToCandidate()) === "switched") {
     onStep?.("swap.switched", { sha256, before });
@@ -44,5 +50,6 @@ export async function swapTo(request: SwapRequest): Promise<SwapOutcome> {
   // Pointer first: where the live model had made room, its restart reads it.
   if (before !== null) await registry.setCurrent(before);
   await inference.discardCandidate();
-  return { kind: "refused", reason: "its process died between loading and switching" };
+  const reason = "its process died between loading and switching";
+  return { kind: "refused", code: "INFERENCE_FAILED", reason };
 }

@@ -35,13 +35,24 @@ export interface ModelFlowOptions {
   readonly clock: Clock;
   readonly log: Logger;
   readonly softwareVersion: string;
+  /** The station stops. */
+  readonly signal: AbortSignal;
   readonly onMessages: () => void;
 }
 
 /** Answers kept to know how the serving model behaves before another takes its place. */
 const RECENT_ANSWERS = 500;
+/** A model whose process is killed while it loads is tried so often before it counts as refused. */
+const LOAD_TRIES = 3;
+/** Names the cause of the last rollback in the database, for one that a stop interrupts. */
+const ROLLBACK_KEY = "rollback";
 /** Counters of a probation go into the database every so many frames. */
 const SAVE_EVERY = 20;
+
+const causeSchema = v.object({
+  swapId: v.number(),
+  cause: v.picklist(["probation", "command", "person", "damaged"]),
+});
 
 const probationSchema = v.object({
   modelSha256: v.string(),
@@ -84,7 +95,7 @@ export class ModelFlow {
   /**
    * Brings the database in line with the pointer after a start, and goes on with a probation.
    *
-   * @returns the swap that was under way and is to be tried again, if any.
+   * @returns the swap or rollback that was under way and is to be {@link tryAgain tried again}.
    */
   async reconcile(): Promise<SwapRecord | null> {
     const { store, registry, clock, log } = this.#options;
@@ -92,7 +103,7 @@ export class ModelFlow {
     const loading = store.swaps.loadingSwap();
     if (loading && loading.toSha256 === current) {
       // Killed between the pointer's rename and the record of it.
-      this.#recordSwitch(loading.id, loading.fromSha256, loading.toSha256, loading.kind === "swap");
+      this.#recordLoaded(loading);
     } else if (loading) {
       store.swaps.interruptLoading("the agent was stopped while the model was loading");
     }
@@ -108,8 +119,25 @@ export class ModelFlow {
       this.#probation = { swapId: open.id, state };
       log.info({ model: open.toSha256, frames: state.frames }, "probation goes on");
     }
+    this.#recordBoot(current);
     await this.tellModel();
-    return loading && loading.toSha256 !== current && loading.kind === "swap" ? loading : null;
+    return loading && loading.toSha256 !== current ? loading : null;
+  }
+
+  /** Takes up what {@link reconcile} found interrupted. A model that is gone is left alone. */
+  async tryAgain({ id, kind, toSha256, runId, reason }: SwapRecord): Promise<void> {
+    const { registry, log } = this.#options;
+    if (!(await registry.validateModel(toSha256)).valid) return;
+    if (kind === "swap") {
+      await this.swap(toSha256, runId, "the swap was interrupted by a stop");
+      return;
+    }
+    try {
+      await this.rollback(this.#causeOf(id), reason ?? "interrupted by a stop", toSha256);
+    } catch (error) {
+      log.error({ to: toSha256, reason: messageOf(error) }, "the rollback was not taken up again");
+      this.#problem("REGISTRY_INVALID", messageOf(error));
+    }
   }
 
   /** Publishes the accepted candidate of a run and swaps it in. Does nothing twice. */
@@ -161,6 +189,7 @@ export class ModelFlow {
     return await this.#inTurn(async () => {
       const { registry, store, log } = this.#options;
       const from = await registry.readCurrent();
+      if (from !== null && from === toSha256) return from;
       const to = toSha256 ?? (await registry.rollbackTarget()) ?? this.#before(from);
       if (from === null || to === null || to === from) {
         throw new AgentError("REGISTRY_INVALID", "there is no earlier model to go back to");
@@ -168,24 +197,24 @@ export class ModelFlow {
       const open = this.#probation;
       this.#probation = null;
       const id = store.transaction(() => {
-        if (open) {
-          store.swaps.saveProbation(open.swapId, open.state);
-          store.swaps.decideSwap(open.swapId, "rolled_back", reason);
-        }
+        if (open) store.swaps.saveProbation(open.swapId, open.state);
         const entry = { fromSha256: from, toSha256: to, kind: "rollback", runId: null } as const;
-        return store.swaps.beginSwap({ ...entry, reason });
+        const swapId = store.swaps.beginSwap({ ...entry, reason });
+        store.state.set(ROLLBACK_KEY, { swapId, cause });
+        return swapId;
       });
       const refusal = await this.#load(to);
       if (refusal !== null) {
         store.swaps.decideSwap(id, "refused", refusal);
+        // What failed its probation would ask for this at every frame.
+        if (open && cause === "probation") {
+          store.swaps.decideSwap(open.swapId, "interrupted", `${reason}; no way back: ${refusal}`);
+        } else {
+          this.#probation = open;
+        }
         throw new AgentError("REGISTRY_INVALID", `${to} cannot serve again: ${refusal}`);
       }
-      store.transaction(() => {
-        store.swaps.markSwitched(id, false);
-        this.#event("rollback", `back from ${short(from)} to ${short(to)}: ${reason}`, [
-          this.#options.build("e/rollback", { fromSha256: from, toSha256: to, cause, reason }),
-        ]);
-      });
+      this.#recordRollback({ id, from, to, cause, reason });
       log.warn({ step: "rollback.done", from, to, reason }, "rolled back");
       await this.tellModel();
       return to;
@@ -259,15 +288,74 @@ export class ModelFlow {
     if (open) this.#options.store.swaps.saveProbation(open.swapId, open.state);
   }
 
+  /**
+   * Serves a model. @returns why it cannot be served, or null.
+   * @throws {AgentError} INFERENCE_FAILED where the station stops meanwhile, which is no verdict.
+   */
   async #load(sha256: string): Promise<string | null> {
-    const { registry, inference, log } = this.#options;
-    const outcome = await swapTo({
-      registry,
-      inference,
-      sha256,
-      onStep: (step, detail) => log.info({ step, ...detail }, step),
+    const { registry, inference, log, signal } = this.#options;
+    for (let tries = 1; ; tries++) {
+      const outcome = await swapTo({
+        registry,
+        inference,
+        sha256,
+        onStep: (step, detail) => log.info({ step, ...detail }, step),
+      });
+      if (outcome.kind === "switched") return null;
+      const { code, reason } = outcome;
+      if (signal.aborted) {
+        throw new AgentError("INFERENCE_FAILED", "stopped; the next start tries it again");
+      }
+      if (code !== "INFERENCE_FAILED" || tries >= LOAD_TRIES) return reason;
+      log.warn({ model: sha256, reason, tries }, "the model could not be loaded, trying again");
+    }
+  }
+
+  /** Killed between the pointer's rename and the record of it. */
+  #recordLoaded({ id, kind, fromSha256, toSha256, reason }: SwapRecord): void {
+    if (kind !== "rollback" || fromSha256 === null) {
+      this.#recordSwitch(id, fromSha256, toSha256, kind === "swap");
+      return;
+    }
+    const cause = this.#causeOf(id);
+    const why = reason ?? "interrupted by a stop";
+    this.#recordRollback({ id, from: fromSha256, to: toSha256, cause, reason: why });
+  }
+
+  #recordRollback(entry: {
+    id: number;
+    from: string;
+    to: string;
+    cause: RollbackCause;
+    reason: string;
+  }): void {
+    const { store, build } = this.#options;
+    const { id, from, to, cause, reason } = entry;
+    store.transaction(() => {
+      const open = store.swaps.currentProbation();
+      if (open?.toSha256 === from) store.swaps.decideSwap(open.id, "rolled_back", reason);
+      store.swaps.markSwitched(id, false);
+      this.#event("rollback", `back from ${short(from)} to ${short(to)}: ${reason}`, [
+        build("e/rollback", { fromSha256: from, toSha256: to, cause, reason }),
+      ]);
     });
-    return outcome.kind === "switched" ? null : outcome.reason;
+  }
+
+  /** The pointer may be another's work: the first start, a repair, a database that was restored. */
+  #recordBoot(current: string | null): void {
+    const { store, clock } = this.#options;
+    const known = store.reports.summary(clock.nowMs()).currentModel?.sha256 ?? null;
+    if (current === null || current === known) return;
+    const entry = { fromSha256: known, toSha256: current, kind: "boot", runId: null } as const;
+    store.transaction(() => {
+      const id = store.swaps.beginSwap({ ...entry, reason: "found as current at the start" });
+      store.swaps.markSwitched(id, false);
+    });
+  }
+
+  #causeOf(swapId: number): RollbackCause {
+    const kept = v.safeParse(causeSchema, this.#options.store.state.get(ROLLBACK_KEY));
+    return kept.success && kept.output.swapId === swapId ? kept.output.cause : "damaged";
   }
 
   #recordSwitch(id: number, from: string | null, to: string, onProbation: boolean): void {
