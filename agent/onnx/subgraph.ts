@@ -1,3 +1,5 @@
+import { create } from "@bufbuild/protobuf";
+import { ValueInfoProtoSchema } from "onnx-buf";
 import type { Graph, Node, ValueInfo } from "./graph.ts";
 import { readsOf } from "./query.ts";
 import { DataType } from "./tensor.ts";
@@ -61,6 +63,14 @@ export function withExtraOutputs(graph: Graph, names: readonly string[]): Graph 
   for (const name of names) {
     if (!outputs.some((output) => output.name === name)) outputs.push(stated(graph, name));
   }
+  return { ...graph, outputs };
+}
+
+/** The graph with nothing but some values handed out, whose types are left for the runtime to infer. */
+export function withOnlyOutputs(graph: Graph, names: readonly string[]): Graph {
+  const outputs = names.map((name): ValueInfo => {
+    return { name, dataType: DataType.UNDEFINED, dims: null, shell: create(ValueInfoProtoSchema) };
+  });
   return { ...graph, outputs };
 }
 

@@ -4,7 +4,7 @@ import { foldShapes, shapeValues } from "../onnx/fold-shapes.ts";
 import { type Graph, readGraph } from "../onnx/graph.ts";
 import { featureGraph, findHead, type Head } from "../onnx/head.ts";
 import { normalizeGraph } from "../onnx/normalize.ts";
-import { withExtraOutputs } from "../onnx/subgraph.ts";
+import { withOnlyOutputs } from "../onnx/subgraph.ts";
 import { int64Tensor, type Tensor } from "../onnx/tensor.ts";
 import type { Engine } from "./engine.ts";
 
@@ -80,7 +80,7 @@ async function foldMeasuredShapes(
   const names = shapeValues(graph);
   const input = graph.inputs[0]!.name;
   if (names.length === 0) return graph;
-  const session = await engine.open({ ...withExtraOutputs({ ...graph, outputs: [] }, names) });
+  const session = await engine.open(withOnlyOutputs(graph, names));
   try {
     const measured: Map<string, Tensor>[] = [];
     for (const batch of BATCHES) {
