@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, open, readFile, rename, rm, symlink } from "node:fs/promises";
+import { type FileHandle, mkdir, open, readFile, rename, rm, symlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { AgentError, systemCode } from "./errors.ts";
@@ -67,6 +67,28 @@ export async function syncFolder(folder: string): Promise<void> {
     await handle.sync();
   } finally {
     await handle.close();
+  }
+}
+
+/**
+ * Writes all of `bytes` at an offset, however many calls that takes.
+ *
+ * @param path of the file, for the message.
+ * @throws {AgentError} DISK_FULL where there is no room.
+ */
+export async function writeAt(
+  file: FileHandle,
+  bytes: Uint8Array,
+  offset: number,
+  path: string,
+): Promise<void> {
+  try {
+    for (let done = 0; done < bytes.length; ) {
+      const { bytesWritten } = await file.write(bytes, done, bytes.length - done, offset + done);
+      done += bytesWritten;
+    }
+  } catch (error) {
+    throw diskError(error, path);
   }
 }
 

@@ -13,7 +13,7 @@ const POLL_MS = 500;
  * Has the running agent of a station carry out a command, as the fleet would, and waits for its
  * end. Prints how it ended.
  *
- * @throws {AgentError} STATION_BUSY where no agent runs, INFERENCE_FAILED where the command failed.
+ * @throws {AgentError} STATION_BUSY where no agent runs, COMMAND_INVALID where the command failed.
  */
 export async function askStation(configPath: string, op: string, payload: unknown): Promise<void> {
   const { station } = loadConfig(configPath, process.env);

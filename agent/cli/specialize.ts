@@ -13,7 +13,7 @@ import { resolveGeneralist } from "../generalist/add.ts";
 import { createLogger, type Logger } from "../log.ts";
 import type { ModelMetrics } from "../model.ts";
 import { Inference } from "../serve/inference.ts";
-import { chooseClasses } from "../specialize/plan.ts";
+import { chooseClasses, makeSpec } from "../specialize/plan.ts";
 import { RunProgress } from "../specialize/progress.ts";
 import { runPaths, specialize } from "../specialize/run.ts";
 import { type RunResult, type RunSpec, runSpecSchema } from "../specialize/spec.ts";
@@ -41,7 +41,11 @@ interface Flags {
   cropTop: number;
   cropBottom: number;
   minLabels: number;
+  blockSize: number;
+  damping: number;
+  calibrationPictures: number;
   batchSize: number;
+  incumbent?: string;
   threads: number;
   provider: string[];
   out?: string;
@@ -70,6 +74,15 @@ export function specializeCommand(): Command {
     )
     .option("--sparsity <share>", "share of zeros in pruned layers", real(0, 0.99), run.sparsity)
     .option("--pattern <pattern>", "unstructured, or N:M zeros", run.pattern)
+    .option("--block-size <n>", "columns pruned at a time", integer(1), run.blockSize)
+    .option("--damping <share>", "of the Hessian's mean diagonal", real(1e-8, 1), run.damping)
+    .option(
+      "--calibration-pictures <n>",
+      "pictures that pruning is fitted to, mirrored copies included",
+      integer(1),
+      run.calibrationPictures,
+    )
+    .option("--incumbent <folder>", "model folder to compare with: what serves now")
     .option("--crop-top <pixels>", "cut off every picture's top", integer(0), intake.cropTop)
     .option("--crop-bottom <pixels>", "cut off the bottom", integer(0), intake.cropBottom)
     .option("--batch-size <n>", "pictures in one pass", integer(1), run.batchSize)
@@ -94,8 +107,7 @@ async function runOnce(flags: Flags, log: Logger): Promise<RunResult> {
   const resumed = flags.resume === undefined ? undefined : resolve(flags.resume);
   const id = runId(systemClock.nowMs());
   const runDir = resumed ?? resolve(flags.out ?? join("runs", id));
-  const problems: RunResult["problems"] = [];
-  const spec = resumed ? await readSpec(resumed) : await plan(flags, id, log, problems);
+  const spec = resumed ? await readSpec(resumed) : await plan(flags, id, log);
   await mkdir(runDir, { recursive: true });
   const abort = new AbortController();
   const stop = () => abort.abort();
@@ -104,7 +116,7 @@ async function runOnce(flags: Flags, log: Logger): Promise<RunResult> {
   const progress = new RunProgress(systemClock.monotonicMs());
   const inference = probeInference(spec, runPaths(runDir).dense, log);
   try {
-    const result = await specialize({
+    return await specialize({
       spec,
       runDir,
       measureLatency: async (dirs) =>
@@ -115,7 +127,6 @@ async function runOnce(flags: Flags, log: Logger): Promise<RunResult> {
       log,
       signal: abort.signal,
     });
-    return { ...result, problems: [...problems, ...result.problems] };
   } finally {
     view.stop();
     await inference.stop();
@@ -148,18 +159,14 @@ async function readSpec(runDir: string): Promise<RunSpec> {
   return v.parse(runSpecSchema, value);
 }
 
-async function plan(
-  flags: Flags,
-  id: string,
-  log: Logger,
-  problems: RunResult["problems"],
-): Promise<RunSpec> {
+async function plan(flags: Flags, id: string, log: Logger): Promise<RunSpec> {
   if (flags.labels === undefined) {
     throw new AgentError(
       "TOO_FEW_LABELS",
       "expected --labels <folder> (or --config <file>, or --resume <folder>), got none of them",
     );
   }
+  const options = specializeOptions(flags);
   const generalist = await resolveGeneralist({
     source: flags.generalist,
     dir: generalistCache(),
@@ -168,49 +175,46 @@ async function plan(
   const dataset = await openDataset(resolve(flags.labels), {
     burstGapSeconds: DEFAULTS.intake.burstGapSeconds,
   });
-  for (const { path, reason } of dataset.problems) problems.push({ subject: path, reason });
   const split = splitByShots(dataset.pictures, {
     shots: flags.shots,
     heldOutPerClass: flags.heldOut,
     seed: flags.seed,
   });
   const chosen = chooseClasses(split, flags.minLabels);
-  problems.push(...chosen.problems);
-  const { specialize: defaults, gate, intake } = DEFAULTS;
-  return {
-    formatVersion: 1,
+  const { gate, intake } = DEFAULTS;
+  return makeSpec({
     id,
     createdAt: isoTime(systemClock.nowMs()),
     softwareVersion: softwareVersion(),
-    generalist: {
-      name: generalist.name,
-      sha256: generalist.sha256,
-      modelPath: resolve(generalist.modelPath),
-      classes: generalist.classes,
-      classAliases: generalist.classAliases,
-      preprocessing: {
-        ...generalist.preprocessing,
-        cropTop: flags.cropTop,
-        cropBottom: flags.cropBottom,
-      },
-    },
-    incumbentDir: null,
-    pictures: chosen.pictures.map(({ path, label, burst, role }) => ({ path, label, burst, role })),
+    generalist: { ...generalist, modelPath: resolve(generalist.modelPath) },
+    crop: flags,
+    incumbentDir: flags.incumbent === undefined ? null : resolve(flags.incumbent),
+    pictures: chosen.pictures,
+    problems: [
+      ...dataset.problems.map(({ path, reason }) => ({ subject: path, reason })),
+      ...chosen.problems,
+    ],
     labelMap: await readLabelMap(flags.labelMap),
     options: {
-      sparsity: flags.sparsity,
-      pattern: flags.pattern,
-      blockSize: defaults.blockSize,
-      damping: defaults.damping,
-      calibrationPictures: defaults.calibrationPictures,
-      batchSize: flags.batchSize,
-      seed: flags.seed,
+      ...options,
       executionProviders: flags.provider,
-      intraOpThreads: flags.threads,
       maxMegapixels: intake.maxMegapixels,
     },
     gate,
-  };
+  });
+}
+
+/** The flags that are keys of `specialize` too, held to the same rules as in a configuration. */
+function specializeOptions(flags: Flags): typeof DEFAULTS.specialize {
+  const { sparsity, pattern, blockSize, damping, calibrationPictures, batchSize, seed } = flags;
+  const result = v.safeParse(stationConfigSchema.entries.specialize, {
+    ...{ sparsity, pattern, blockSize, damping, calibrationPictures, batchSize, seed },
+    intraOpThreads: flags.threads,
+  });
+  if (result.success) return result.output;
+  const [issue] = result.issues;
+  const key = v.getDotPath(issue) ?? "flags";
+  throw new AgentError("CONFIG_INVALID", `--${key}: ${issue.message}`);
 }
 
 async function readLabelMap(path: string | undefined): Promise<Record<string, string>> {

@@ -217,9 +217,12 @@ async function readBounded(path: string): Promise<Buffer> {
   } catch (error) {
     if (error instanceof AgentError) throw error;
     const code = systemCode(error);
-    const reason =
-      code === "EISDIR" ? "is a folder" : code === "ENOENT" ? "missing" : messageOf(error);
-    throw unreadable(path, reason, error);
+    if (code === "EISDIR") throw unreadable(path, "is a folder", error);
+    if (code === "ENOENT") throw unreadable(path, "missing", error);
+    // A failing disk or too many open files say nothing of the picture: it is to be tried again.
+    throw new AgentError("INFERENCE_FAILED", `${path} cannot be read now: ${messageOf(error)}`, {
+      cause: error,
+    });
   }
 }
 

@@ -1,5 +1,5 @@
 import { type FileHandle, open, rm } from "node:fs/promises";
-import { diskError } from "../files.ts";
+import { writeAt } from "../files.ts";
 
 /**
  * Activations of the calibration set at one border of the network, written and read batch by
@@ -31,11 +31,7 @@ export class ActivationStore {
     }
     this.#file ??= await open(this.#path, "w+");
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-    try {
-      await this.#file.write(bytes, 0, bytes.length, this.#fileBytes);
-    } catch (error) {
-      throw diskError(error, this.#path);
-    }
+    await writeAt(this.#file, bytes, this.#fileBytes, this.#path);
     this.#inFile.set(batch, { offset: this.#fileBytes, length: data.length });
     this.#fileBytes += bytes.length;
   }

@@ -12,7 +12,6 @@ import { runStages } from "./stages.ts";
  * parent how it goes, and writes nothing outside that folder. It may be killed at any moment.
  */
 async function main(runDir: string): Promise<void> {
-  const abort = new AbortController();
   process.once("disconnect", () => process.exit(1));
   const log = createLogger("warn");
   const spec = v.parse(runSpecSchema, JSON.parse(await readFile(runPaths(runDir).spec, "utf8")));
@@ -26,7 +25,8 @@ async function main(runDir: string): Promise<void> {
       onStage: (stage, report) =>
         tell(report ? { type: "stage-finished", stage, report } : { type: "stage-started", stage }),
       onProgress: (stage, done, total) => tell({ type: "progress", stage, done, total }),
-      signal: abort.signal,
+      // A run is stopped by killing this process.
+      signal: new AbortController().signal,
     });
   } finally {
     await engine.close();

@@ -52,6 +52,7 @@ export function scoreFrames(frames: readonly FrameOutcome[], classes: readonly s
 function calibrationError(frames: readonly FrameOutcome[]): number {
   const bins = Array.from({ length: CALIBRATION_BINS }, () => ({ count: 0, hits: 0, sum: 0 }));
   for (const frame of frames) {
+    if (!Number.isFinite(frame.confidence)) continue;
     const index = Math.min(CALIBRATION_BINS - 1, Math.floor(frame.confidence * CALIBRATION_BINS));
     const bin = bins[Math.max(0, index)]!;
     bin.count += 1;
@@ -98,11 +99,13 @@ export function outcomesOf(
   return frames.map((frame, row) => {
     const probabilities = softmax(logits.subarray(row * width, (row + 1) * width));
     const best = indexOfLargest(probabilities);
+    const confidence = probabilities[best]!;
     return {
       burst: frame.burst,
       truth: frame.label,
-      predicted: nameOf(classes[best]!),
-      confidence: probabilities[best]!,
+      // No class at all, so that NaN is never right by luck.
+      predicted: Number.isNaN(confidence) ? "" : nameOf(classes[best]!),
+      confidence,
       probabilities,
     };
   });

@@ -44,7 +44,7 @@ export interface PairedDifference {
 /** The gate's decision, with every reason in words. */
 export interface Verdict {
   readonly accepted: boolean;
-  /** Accepted although the evidence is thin: the swap goes through a stricter look. */
+  /** Accepted although the evidence is thin: only the probation will show it. */
   readonly onThinEvidence: boolean;
   readonly reasons: readonly string[];
   readonly againstDense: PairedDifference;
@@ -211,6 +211,11 @@ function lostClassFindings(
     }
   }
   if (findings.length === 0) findings.push({ kind: "pass", reason: "no class is lost" });
+  const unseen = candidate.classes.filter((name) => !(name in candidate.scores.recall));
+  if (unseen.length > 0) {
+    const reason = `no burst of ${unseen.join(", ")} is held out: whether it is lost cannot be told`;
+    findings.push({ kind: "thin", reason });
+  }
   return findings;
 }
 

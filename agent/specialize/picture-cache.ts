@@ -1,6 +1,6 @@
 import { type FileHandle, open, rename, stat } from "node:fs/promises";
 import { messageOf, systemCode } from "../errors.ts";
-import { writeJsonAtomic } from "../files.ts";
+import { writeAt, writeJsonAtomic } from "../files.ts";
 import type { Preprocessing } from "../model.ts";
 
 /** A picture of the run that could be decoded, at its row of the cache. */
@@ -109,7 +109,7 @@ export async function fillPictureCache(
           continue;
         }
         const levels = toLevels(outcome.value, preprocessing, plane);
-        await file.write(levels, 0, levels.length, kept.length * levels.length);
+        await writeAt(file, levels, kept.length * levels.length, temporary);
         kept.push(picture);
       }
       onProgress(Math.min(pictures.length, start + DECODES_AT_ONCE));
@@ -123,7 +123,7 @@ export async function fillPictureCache(
   return { pictures: kept, problems };
 }
 
-/** Two decodes in flight keep libvips' threads busy while the last one is written. */
+/** Keeps libvips' threads busy while the last ones are written. */
 const DECODES_AT_ONCE = 4;
 
 /** A disk that is full or failing is the run's problem, not the picture's. */

@@ -1,4 +1,6 @@
 import { AgentError } from "../errors.ts";
+import type { Preprocessing } from "../model.ts";
+import type { RunSpec } from "./spec.ts";
 import type { SplitPicture, WithRole } from "./split.ts";
 
 /** The pictures of a run, and the classes that were left out of it with the reason. */
@@ -62,4 +64,64 @@ function countBy<P extends SplitPicture>(
     if (picture.role === role) counts.set(picture.label, (counts.get(picture.label) ?? 0) + 1);
   }
   return counts;
+}
+
+/** What a run's spec is put together from. */
+export interface SpecParts extends Pick<RunSpec, "id" | "createdAt" | "softwareVersion"> {
+  readonly generalist: {
+    readonly name: string;
+    readonly sha256: string;
+    readonly modelPath: string;
+    readonly classes: readonly string[];
+    readonly classAliases: readonly (readonly string[])[];
+    readonly preprocessing: Preprocessing;
+  };
+  /** Pixels of the camera's banner. */
+  readonly crop: { readonly cropTop: number; readonly cropBottom: number };
+  readonly incumbentDir: string | null;
+  readonly pictures: readonly WithRole<SplitPicture>[];
+  readonly problems: readonly { readonly subject: string; readonly reason: string }[];
+  readonly labelMap: Readonly<Record<string, string>>;
+  readonly options: RunSpec["options"];
+  readonly gate: RunSpec["gate"];
+}
+
+/** The spec of a run, holding nothing but what {@link RunSpec} names. */
+export function makeSpec(parts: SpecParts): RunSpec {
+  const { generalist, crop, options, gate } = parts;
+  return {
+    formatVersion: 1,
+    id: parts.id,
+    createdAt: parts.createdAt,
+    softwareVersion: parts.softwareVersion,
+    generalist: {
+      name: generalist.name,
+      sha256: generalist.sha256,
+      modelPath: generalist.modelPath,
+      classes: [...generalist.classes],
+      classAliases: generalist.classAliases.map((aliases) => [...aliases]),
+      preprocessing: {
+        ...generalist.preprocessing,
+        cropTop: crop.cropTop,
+        cropBottom: crop.cropBottom,
+      },
+    },
+    incumbentDir: parts.incumbentDir,
+    pictures: parts.pictures.map(({ path, label, burst, role }) => ({ path, label, burst, role })),
+    problems: parts.problems.map(({ subject, reason }) => ({ subject, reason })),
+    labelMap: { ...parts.labelMap },
+    options: {
+      sparsity: options.sparsity,
+      pattern: options.pattern,
+      blockSize: options.blockSize,
+      damping: options.damping,
+      calibrationPictures: options.calibrationPictures,
+      batchSize: options.batchSize,
+      seed: options.seed,
+      executionProviders: [...options.executionProviders],
+      intraOpThreads: options.intraOpThreads,
+      maxMegapixels: options.maxMegapixels,
+    },
+    gate: { ...gate },
+  };
 }

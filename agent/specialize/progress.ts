@@ -28,6 +28,8 @@ export class RunProgress {
   #finished = 0;
   #stage: StageName = STAGES[0];
   #withinStage = 0;
+  /** Share that a resumed run began with: it took no time in this life. */
+  #startShare: number | null = null;
 
   /** @param startMs monotonic time of the run's start. */
   constructor(startMs: number) {
@@ -48,8 +50,10 @@ export class RunProgress {
     }
     this.#stage = event.stage;
     const share = Math.min(1, this.#finished + WEIGHT[this.#stage] * this.#withinStage);
+    this.#startShare ??= share;
     const elapsed = (nowMs - this.#startMs) / 1000;
-    const secondsLeft = share > 0.02 ? (elapsed * (1 - share)) / share : null;
+    const done = share - this.#startShare;
+    const secondsLeft = done > 0.02 ? (elapsed * (1 - share)) / done : null;
     return { stage: this.#stage, share, secondsLeft };
   }
 }

@@ -201,6 +201,19 @@ async function runChild(
   }
 }
 
+/** What the listener throws ends the run, not the process that the run is watched by. */
+function tell(
+  onEvent: (event: RunEvent) => void,
+  event: RunEvent,
+  reject: (reason: unknown) => void,
+): void {
+  try {
+    onEvent(event);
+  } catch (error) {
+    reject(error);
+  }
+}
+
 function outcomeOf(
   child: ChildProcess,
   onEvent: (event: RunEvent) => void,
@@ -211,7 +224,7 @@ function outcomeOf(
       else if (message.type === "failed") {
         const code = message.code in ERROR_CODES ? message.code : "RUN_FAILED";
         reject(new AgentError(code, message.message));
-      } else onEvent(message);
+      } else tell(onEvent, message, reject);
     });
     child.on("error", reject);
     child.on("exit", (code, killedBy) => {

@@ -6,7 +6,7 @@ const whole = v.pipe(v.number(), v.integer());
 
 /**
  * `runs/<id>/spec.json`: everything that a run depends on, fixed before it starts, so that a run
- * that was killed goes on to the same result.
+ * that was killed goes on to the same result but for the last bits of floating-point sums.
  */
 export const runSpecSchema = v.strictObject({
   formatVersion: v.literal(1),
@@ -33,6 +33,8 @@ export const runSpecSchema = v.strictObject({
       role: v.picklist(["train", "heldOut"]),
     }),
   ),
+  /** Pictures and classes left out before the run began, each with its reason. */
+  problems: v.array(v.strictObject({ subject: v.string(), reason: v.string() })),
   /** Label → class of the generalist, where the names differ. */
   labelMap: v.record(v.string(), v.string()),
   options: v.strictObject({
@@ -84,7 +86,7 @@ export type StageName = (typeof STAGES)[number];
 /** How long a stage took. */
 export const stageReportSchema = v.strictObject({
   name: v.picklist(STAGES),
-  /** Seconds of wall time, summed over the lives of a run that was interrupted. */
+  /** Seconds of wall time, in the life of the run in which the stage was finished. */
   seconds: v.number(),
   /** Seconds of those spent inside ONNX Runtime. */
   runtimeSeconds: v.number(),

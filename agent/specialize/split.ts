@@ -17,7 +17,7 @@ export type WithRole<P> = P & { readonly role: Role };
 /**
  * Splits a data set for a one-off run, by burst and seeded: each class gives `shots` pictures for
  * training and the rest, at most `heldOutPerClass`, is held out. A class with two bursts or more
- * always keeps one of each side; the frames of a training burst beyond `shots` are left out
+ * keeps one of each side, unless it shares them with another class; the frames of a training burst beyond `shots` are left out
  * altogether, since they are near-copies of what was trained on.
  *
  * @param seed the same seed and pictures give the same split in any order of the pictures.
@@ -83,6 +83,8 @@ export function assignRoles(
  * The pictures of a station that a run takes: whole history of held-out bursts, and per class the
  * `shots` training pictures spread over as many bursts as there are (round robin over bursts,
  * newest first), because ten frames of one burst teach little more than one.
+ *
+ * @param pictures in the order in which they came to the station.
  */
 export function takeShots<P extends SplitPicture>(
   pictures: readonly WithRole<P>[],
@@ -92,11 +94,13 @@ export function takeShots<P extends SplitPicture>(
   for (const [, ofClass] of sortedGroups(pictures, (p) => p.label)) {
     for (const role of ["train", "heldOut"] as const) {
       const limit = role === "train" ? options.shots : options.heldOutPerClass;
-      const bursts = sortedGroups(
-        ofClass.filter((p) => p.role === role),
-        (p) => p.burst,
-      ).reverse();
-      result.push(...roundRobin(bursts.map(([, frames]) => frames)).slice(0, limit));
+      const bursts = [
+        ...groups(
+          ofClass.filter((p) => p.role === role),
+          (p) => p.burst,
+        ).values(),
+      ];
+      result.push(...roundRobin(bursts.reverse()).slice(0, limit));
     }
   }
   return result;
@@ -109,15 +113,20 @@ function roundRobin<T>(queues: readonly (readonly T[])[]): T[] {
   ).flat();
 }
 
-function sortedGroups<T>(items: readonly T[], keyOf: (item: T) => string): [string, T[]][] {
-  const groups = new Map<string, T[]>();
+/** Groups in the order of their first item. */
+function groups<T>(items: readonly T[], keyOf: (item: T) => string): Map<string, T[]> {
+  const result = new Map<string, T[]>();
   for (const item of items) {
     const key = keyOf(item);
-    const group = groups.get(key);
+    const group = result.get(key);
     if (group) group.push(item);
-    else groups.set(key, [item]);
+    else result.set(key, [item]);
   }
-  return [...groups].sort(([a], [b]) => compare(a, b));
+  return result;
+}
+
+function sortedGroups<T>(items: readonly T[], keyOf: (item: T) => string): [string, T[]][] {
+  return [...groups(items, keyOf)].sort(([a], [b]) => compare(a, b));
 }
 
 function compare(a: string, b: string): number {

@@ -3,10 +3,16 @@ import { join } from "node:path";
 import * as v from "valibot";
 import type { Pattern } from "../compress/pattern.ts";
 import { readPicture } from "../data/picture.ts";
+import { messageOf } from "../errors.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
 import type { Logger } from "../log.ts";
 import { type HeadWeights, headLogits } from "../math/standardized-space.ts";
-import { type ModelManifest, modelManifestSchema, readModelJson } from "../model.ts";
+import {
+  type ModelManifest,
+  modelManifestSchema,
+  type Preprocessing,
+  readModelJson,
+} from "../model.ts";
 import { node } from "../onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../onnx/graph.ts";
 import { readHead } from "../onnx/head.ts";
@@ -198,6 +204,7 @@ class Run {
     }
     const samples = this.#calibrationSamples();
     const resume = await this.#readProgress();
+    if (resume?.segments === Number.MAX_SAFE_INTEGER) return;
     let savedAt = performance.now();
     const { graph, reports } = await compressNetwork(backbone, {
       pattern,
@@ -255,7 +262,7 @@ class Run {
         bursts: new Set(heldOut.map(({ row }) => this.#pictures[row]!.burst)).size,
       },
       training: { pictures: this.#rows("train").length, classes: [...this.#classes] },
-      problems: [...this.#problems],
+      problems: [...spec.problems, ...this.#problems],
     };
     await writeJsonAtomic(this.#paths.evaluation, evaluation);
   }
@@ -269,19 +276,16 @@ class Run {
     const { preprocessing, classes, inputName, outputName } = manifest;
     const same = JSON.stringify(preprocessing) === JSON.stringify(spec.generalist.preprocessing);
     const { cache } = this.#loaded();
-    const limits = { maxMegapixels: spec.options.maxMegapixels };
-    const config = { ...spec.options, log };
-    const session = await openSession(file, config);
+    const session = await openSession(file, { ...spec.options, log });
     const logits = new Float32Array(heldOut.length * classes.length);
     try {
       for (const [index, { row }] of heldOut.entries()) {
         signal.throwIfAborted();
-        const data = same
-          ? await cache.read([row])
-          : (await readPicture(this.#pictures[row]!.path, preprocessing, limits)).tensor;
+        const data = same ? await cache.read([row]) : await this.#decodeAgain(row, preprocessing);
         const dims = [1, 3, preprocessing.height, preprocessing.width];
         const answer = (await session.run({ [inputName]: { data, dims } }))[outputName]?.data;
-        if (answer instanceof Float32Array) logits.set(answer, index * classes.length);
+        if (!(answer instanceof Float32Array)) throw new TypeError(`"${outputName}" is no float32`);
+        logits.set(answer, index * classes.length);
       }
     } finally {
       await session.release();
@@ -291,6 +295,19 @@ class Run {
     const frames = outcomesOf(logits, classes, this.#frames(heldOut), names);
     const counted = { ...countParameters(readGraph(file)), bytes: file.length };
     return evaluationOf(frames, classes.map(names), specialized, counted);
+  }
+
+  /** A held-out picture by other rules; NaN, hence wrong, where its file was taken away since. */
+  async #decodeAgain(row: number, preprocessing: Preprocessing): Promise<Float32Array> {
+    const { spec, log } = this.#context;
+    const { path } = this.#pictures[row]!;
+    try {
+      const limits = { maxMegapixels: spec.options.maxMegapixels };
+      return (await readPicture(path, preprocessing, limits)).tensor;
+    } catch (error) {
+      log.warn({ path, reason: messageOf(error) }, "a held-out picture is gone for the incumbent");
+      return new Float32Array(3 * preprocessing.height * preprocessing.width).fill(Number.NaN);
+    }
   }
 
   /** From a class name of the generalist to the station's label for it. */

@@ -8,7 +8,7 @@ import type { Logger } from "../log.ts";
 /** Files with commands of people on the machine: `control/<op>.<id>.json`. */
 const NAME = /^([a-z]+)\.([\w-]+)\.json$/;
 
-/** Puts a command for a running station into its folder. @returns the command's id. */
+/** Puts a command for a station into its folder; it is taken now, or at the next start. */
 export async function putCommand(
   controlDir: string,
   op: string,
@@ -33,6 +33,8 @@ export class ControlFolder {
     readonly onCommand: (op: string, id: string, payload: Buffer) => void;
   };
   readonly #stop = new AbortController();
+  /** Names told of once; few, as only people put files there. */
+  readonly #complained = new Set<string>();
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: {
@@ -73,8 +75,14 @@ export class ControlFolder {
       const [, op, id] = NAME.exec(name) ?? [];
       if (op === undefined || id === undefined) continue;
       const path = join(dir, name);
-      onCommand(op, id, await readFile(path));
-      await rm(path, { force: true });
+      try {
+        onCommand(op, id, await readFile(path));
+        await rm(path, { force: true });
+      } catch (error) {
+        if (this.#complained.has(name)) continue;
+        this.#complained.add(name);
+        this.#options.log.warn({ path, reason: messageOf(error) }, "a command cannot be read");
+      }
     }
   }
 }

@@ -94,6 +94,8 @@ export class PictureFlow {
       log.info({ pictures: waiting.length }, "classifying pictures that were left waiting");
       for (const picture of waiting) {
         if (signal.aborted) return;
+        // The intake may have dealt with it since the page was read.
+        if (store.pictures.findPicture(picture.sha256)?.state !== "waiting") continue;
         await this.#classify(picture);
       }
       afterId = waiting.at(-1)!.mediaId;
@@ -139,17 +141,19 @@ export class PictureFlow {
   }
 
   async #record(picture: Waiting, answer: Answer): Promise<void> {
-    this.#options.onAnswer(answer, picture.burstId);
+    const { store, log, onAnswer } = this.#options;
     if (answer.kind === "classified") {
       this.#predicted(picture, answer);
     } else if (answer.kind === "failed") {
-      // The model's fault, not the picture's: it waits, and the next resume asks again.
-      if (RETRY_CODES.has(answer.code)) {
-        this.#options.log.warn({ path: picture.path, reason: answer.reason }, "not classified");
-        return;
+      const now = store.pictures.findPicture(picture.sha256);
+      // The model's fault, or the file was moved meanwhile: it waits, and the next resume asks.
+      if (RETRY_CODES.has(answer.code) || now?.path !== picture.path) {
+        log.warn({ path: picture.path, reason: answer.reason }, "not classified yet");
+      } else {
+        await this.#reject(picture, answer.reason);
       }
-      await this.#reject(picture.mediaId, picture.path, answer.reason);
     }
+    onAnswer(answer, picture.burstId);
   }
 
   #predicted(picture: Waiting, answer: Classified): void {
@@ -192,7 +196,7 @@ export class PictureFlow {
     const answer = await inspect(found.path);
     if (answer.kind === "failed") {
       if (RETRY_CODES.has(answer.code)) throw new AgentError(answer.code, answer.reason);
-      await this.#reject(mediaId, found.path, answer.reason);
+      await this.#reject({ mediaId, ...found }, answer.reason);
       return;
     }
     const entry = { mediaId, label, source: "human", origin: found.path } as const;
@@ -203,7 +207,10 @@ export class PictureFlow {
   }
 
   /** Records why a file cannot be used, then moves it away; a file that cannot be moved stays. */
-  async #reject(mediaId: number, path: string, reason: string): Promise<void> {
+  async #reject(
+    { mediaId, path, sha256 }: Pick<Waiting, "mediaId" | "path" | "sha256">,
+    reason: string,
+  ): Promise<void> {
     const { store, quarantine, build, log, onMessages } = this.#options;
     const moved = await quarantine.put(path, reason);
     if (!moved.moved) log.warn({ path, why: moved.why }, "could not be moved to quarantine");
@@ -213,7 +220,7 @@ export class PictureFlow {
       if (!store.pictures.reject(rejection)) return;
       const message = build("e/quarantine", {
         path: this.#shown(path),
-        pictureSha256: null,
+        pictureSha256: sha256,
         sizeBytes: null,
         reason,
       });

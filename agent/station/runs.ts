@@ -8,7 +8,7 @@ import type { BuildMessage } from "../fleet/messages.ts";
 import type { GeneralistDescription } from "../generalist/description.ts";
 import type { Logger } from "../log.ts";
 import type { ModelMetrics } from "../model.ts";
-import { chooseClasses } from "../specialize/plan.ts";
+import { chooseClasses, makeSpec } from "../specialize/plan.ts";
 import { RunProgress } from "../specialize/progress.ts";
 import { type MeasureLatency, type RunEvent, runPaths, specialize } from "../specialize/run.ts";
 import type { RunResult, RunSpec } from "../specialize/spec.ts";
@@ -123,45 +123,28 @@ export class RunFlow {
   async #plan(id: string): Promise<RunSpec> {
     const { config, store, clock, log, softwareVersion } = this.#options;
     await forgetVanished(store, "labeled", fileExists, log);
+    await forgetVanished(store, "inbox", fileExists, log);
     const { specialize: options, inference, intake } = config;
     const labeled = this.#assignRoles();
     const taken = takeShots(labeled, options);
-    const { pictures } = chooseClasses(taken, options.minLabelsPerClass);
-    const generalist = await this.#options.generalist();
-    return {
-      formatVersion: 1,
+    const chosen = chooseClasses(taken, options.minLabelsPerClass);
+    return makeSpec({
       id,
       createdAt: isoTime(clock.nowMs()),
       softwareVersion,
-      generalist: {
-        name: generalist.name,
-        sha256: generalist.sha256,
-        modelPath: generalist.modelPath,
-        classes: [...generalist.classes],
-        classAliases: generalist.classAliases.map((aliases) => [...aliases]),
-        preprocessing: {
-          ...generalist.preprocessing,
-          cropTop: intake.cropTop,
-          cropBottom: intake.cropBottom,
-        },
-      },
+      generalist: await this.#options.generalist(),
+      crop: intake,
       incumbentDir: await this.#options.incumbentDir(),
-      pictures: pictures.map(({ path, label, burst, role }) => ({ path, label, burst, role })),
-      labelMap: { ...config.labelMap },
+      pictures: chosen.pictures,
+      problems: chosen.problems,
+      labelMap: config.labelMap,
       options: {
-        sparsity: options.sparsity,
-        pattern: options.pattern,
-        blockSize: options.blockSize,
-        damping: options.damping,
-        calibrationPictures: options.calibrationPictures,
-        batchSize: options.batchSize,
-        seed: options.seed,
+        ...options,
         executionProviders: [...inference.executionProviders],
-        intraOpThreads: options.intraOpThreads,
         maxMegapixels: intake.maxMegapixels,
       },
-      gate: { ...config.gate },
-    };
+      gate: config.gate,
+    });
   }
 
   /** Every labeled picture with the side of its burst, which is fixed here for new bursts. */

@@ -12,10 +12,12 @@ export interface StationLock {
  * lock behind, and a process id that was given out again cannot be mistaken for it.
  *
  * @param path the lock file; created where it is missing.
+ * @param waitMs how long to wait for it: a command that looks whether the agent runs holds it for
+ *   a moment.
  * @throws {AgentError} STATION_BUSY where another process holds it.
  */
-export function lockStation(path: string): StationLock {
-  const file = new Database(path, { timeout: 200 });
+export function lockStation(path: string, waitMs = 200): StationLock {
+  const file = new Database(path, { timeout: waitMs });
   try {
     file.pragma("journal_mode = MEMORY");
     file.exec("BEGIN EXCLUSIVE");
