@@ -1,20 +1,25 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import sharp from "sharp";
 import { stringify } from "yaml";
+import { systemCode } from "../../agent/errors.ts";
 import { createRandom } from "../../agent/math/random.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
 import { writeGraph } from "../../agent/onnx/graph.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
+import { openStoreReadOnly } from "../../agent/store/open.ts";
+import type { Reports } from "../../agent/store/reports.ts";
+import { buildAgent } from "./build.helpers.ts";
 
 /** Labels of the drawn test pictures; each is a color and a direction of stripes. */
 export const LABELS = ["badger", "deer", "fox"] as const;
 
+const MAIN = await buildAgent();
 const SIDE = 32;
 const CHANNELS = 48;
 
@@ -147,12 +152,9 @@ export class TestStation {
 
   /** Starts the agent; resolves at its first sign of life in the log. */
   async start(): Promise<void> {
-    const main = join(import.meta.dirname, "..", "..", "agent", "main.ts");
-    const child = spawn(
-      process.execPath,
-      ["--import", "tsx", main, "run", "--config", this.configPath],
-      { stdio: ["ignore", "inherit", "pipe"] },
-    );
+    const child = spawn(process.execPath, [MAIN, "run", "--config", this.configPath], {
+      stdio: ["ignore", "inherit", "pipe"],
+    });
     this.#process = child;
     createInterface({ input: child.stderr }).on("line", (text) => {
       const line = parseLine(text);
@@ -164,6 +166,45 @@ export class TestStation {
 
   get pid(): number {
     return this.#process?.pid ?? 0;
+  }
+
+  /** Whether the supervisor runs. */
+  get alive(): boolean {
+    return this.#process?.exitCode === null && this.#process.signalCode === null;
+  }
+
+  /** Children of the supervisor that run a file of this name, oldest first. */
+  async children(file: "inference-child.js" | "child.js"): Promise<number[]> {
+    const { pid } = this;
+    const list = await readIfThere(`/proc/${pid}/task/${pid}/children`);
+    const found: number[] = [];
+    for (const child of list.trim().split(" ").filter(Boolean)) {
+      const [, script] = (await readIfThere(`/proc/${child}/cmdline`)).split("\0");
+      if (script?.endsWith(`/${file}`)) found.push(Number(child));
+    }
+    return found;
+  }
+
+  /** Asks the station's database, as the command line does. */
+  ask<T>(question: (reports: Reports) => T): T {
+    const store = openStoreReadOnly(join(this.dir, "taco.db"));
+    try {
+      return question(store.reports);
+    } finally {
+      store.close();
+    }
+  }
+
+  /** Resolves when so many pictures have their prediction. */
+  async predicted(count: number, timeoutMs?: number): Promise<void> {
+    const total = () => this.ask((reports) => reports.summary(Date.now()).predictionsTotal);
+    await eventually(`${count} predictions`, () => total() === count, timeoutMs);
+  }
+
+  /** Resolves when so many pictures have their label. */
+  async labeled(count: number): Promise<void> {
+    const total = () => this.ask((reports) => reports.summary(Date.now()).labeledPictures);
+    await eventually(`${count} labels`, () => total() === count);
   }
 
   /** Calls `listener` with every line from now on. @returns how to stop it. */
@@ -213,8 +254,7 @@ export class TestStation {
 
   /** Runs a command of the command line. @returns what it printed, and its exit code. */
   async taco(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
-    const main = join(import.meta.dirname, "..", "..", "agent", "main.ts");
-    const child = spawn(process.execPath, ["--import", "tsx", main, ...args]);
+    const child = spawn(process.execPath, [MAIN, ...args]);
     let stdout = "";
     let stderr = "";
     child.stdout.on("data", (chunk) => {
@@ -255,6 +295,17 @@ export class TestStation {
   async remove(): Promise<void> {
     await this.kill();
     await rm(this.#root, { recursive: true, force: true, maxRetries: 5 });
+  }
+}
+
+/** Of a process that has ended there is nothing to read. */
+async function readIfThere(path: string): Promise<string> {
+  try {
+    return await readFile(path, "utf8");
+  } catch (error) {
+    const code = systemCode(error);
+    if (code === "ENOENT" || code === "ESRCH") return "";
+    throw error;
   }
 }
 
