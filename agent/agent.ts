@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { mkdir } from "node:fs/promises";
-import { totalmem } from "node:os";
-import { join } from "node:path";
+import { availableParallelism, loadavg, totalmem } from "node:os";
+import { basename, join } from "node:path";
 import { type Clock, isoTime } from "./clock.ts";
 import type { StationConfig } from "./config/schema.ts";
 import { Intake } from "./data/intake.ts";
@@ -27,7 +27,7 @@ import {
   type ScheduleRules,
   type ScheduleState,
 } from "./schedule/policy.ts";
-import { Inference } from "./serve/inference.ts";
+import { Inference, type InferenceOptions } from "./serve/inference.ts";
 import { ModelRegistry } from "./serve/registry.ts";
 import { ControlFolder } from "./station/control.ts";
 import { prepareGeneralist } from "./station/generalist.ts";
@@ -35,7 +35,7 @@ import { LATENCY_ROUNDS } from "./station/latency.ts";
 import { ModelFlow } from "./station/models.ts";
 import { PictureFlow } from "./station/pictures.ts";
 import { deviceFields, hardwareMessage, InferenceWindow } from "./station/reports.ts";
-import { RunFlow } from "./station/runs.ts";
+import { RunFlow, restoreBurstRoles } from "./station/runs.ts";
 import { type OpenOutcome, openStore } from "./store/open.ts";
 import { lockStation, type StationLock } from "./store/station-lock.ts";
 import type { Store } from "./store/store.ts";
@@ -51,6 +51,8 @@ export interface AgentOptions {
 
 const SCHEDULE_INTERVAL_MS = 30_000;
 const CONTROL_INTERVAL_MS = 1000;
+/** A command may look whether an agent runs at the moment this one starts. */
+const LOCK_WAIT_MS = 3000;
 /** Labels that came, a probation that time ends, pictures left waiting: looked at this often. */
 const TICK_MS = 2000;
 /** Pictures that a model could not answer are asked again this often. */
@@ -59,6 +61,10 @@ const RESUME_MS = 60_000;
 const RUN_DISK_BYTES = 2e9;
 const FIRST_RETRY_MS = 5000;
 const LAST_RETRY_MS = 15 * 60_000;
+/** How often it is looked whether a backup is due. */
+const BACKUP_LOOK_MS = 10 * 60_000;
+/** The diary's length; predictions, runs and models are kept for ever. */
+const KEPT_EVENT_DAYS = 400;
 /** Time that frames under way get at the end. */
 const DRAIN_MS = 4000;
 
@@ -68,6 +74,8 @@ export class Agent {
   readonly #stop = new AbortController();
   readonly #background = new Set<Promise<void>>();
   #parts: Parts | undefined;
+  /** Execution provider that `twin/hardware` names. */
+  #toldProvider: string | null = null;
   #lock: StationLock | undefined;
 
   constructor(options: AgentOptions) {
@@ -75,8 +83,9 @@ export class Agent {
   }
 
   /**
-   * Starts the station. Resolves when pictures are taken in; a generalist that must be fetched
-   * first is fetched in the background.
+   * Starts the station. Resolves when it is up; pictures are taken in as soon as there is a model,
+   * and a generalist that must be fetched first is fetched in the background. Until then the
+   * folders keep what comes.
    *
    * @throws {AgentError} STATION_BUSY, STORE_TOO_NEW, STORE_FAILED or DISK_FULL.
    */
@@ -86,7 +95,7 @@ export class Agent {
     for (const name of ["inbox", "labeled", "quarantine", "models", "runs", "backups"]) {
       await mkdir(join(dir, name), { recursive: true });
     }
-    this.#lock = lockStation(join(dir, "station.lock"));
+    this.#lock = lockStation(join(dir, "station.lock"), LOCK_WAIT_MS);
     const cgroup = new RunCgroup({ root: config.device.sysfsRoot, environment });
     for (const reason of await cgroup.start()) log.debug({ reason }, "runs have no group");
     const { store, outcome } = await openStore({
@@ -105,13 +114,10 @@ export class Agent {
     parts.connection?.start();
     parts.pump?.start();
     this.#inBackground("serving", () => this.#serve(parts));
-    await parts.intake.start();
     await parts.control.start();
     parts.schedule.start();
     this.#every(TICK_MS, "tick", () => this.#tick(parts));
-    this.#every(config.store.backupHours * 3_600_000, "backup", async () => {
-      await store.backup();
-    });
+    this.#every(BACKUP_LOOK_MS, "backup", () => this.#backup(parts), true);
     const { mqtt } = config;
     if (mqtt) this.#every(mqtt.measurementSeconds * 1000, "measurements", () => measure(parts));
     await parts.notifier.start(`station ${config.station.id}`);
@@ -147,6 +153,9 @@ export class Agent {
     const report = await registry.repair(new Set(back.map(({ toSha256 }) => toSha256)));
     const valid = (await registry.listModels()).flatMap((m) => (m.valid ? [m.manifest] : []));
     store.models.rebuildModels(valid);
+    if (outcome.kind !== "ok") {
+      await restoreBurstRoles(store, join(this.#options.config.station.dir, "runs"), log);
+    }
     const texts = [
       ...report.broken.map(({ sha256, reason }) => `model ${sha256} set aside: ${reason}`),
       ...(report.reason === null || report.current === null
@@ -158,7 +167,7 @@ export class Agent {
     ];
     for (const text of texts) {
       log.error({ text }, "repaired at start");
-      const code = outcome.kind === "ok" ? "REGISTRY_INVALID" : "STORE_FAILED";
+      const code = text.startsWith("model") ? "REGISTRY_INVALID" : "STORE_FAILED";
       const message = build("e/problem", { code, message: text });
       store.events.recordEvent({ kind: "problem", text }, [message]);
     }
@@ -166,15 +175,25 @@ export class Agent {
 
   /** Gets a model to serve, serves it, and takes up what the last process left unfinished. */
   async #serve(parts: Parts): Promise<void> {
-    const { store, models, runs, pictures } = parts;
+    const { store, models, pictures } = parts;
     await this.#untilDone("the first model", () => this.#firstModel(parts));
     await this.#untilDone("inference", () => this.#startInference(parts));
     const pending = await models.reconcile();
+    await parts.intake.start();
     await this.#tellHardware(parts);
     if (pending) await models.tryAgain(pending);
-    this.#every(RESUME_MS, "unfinished runs", () => runs.resume(), true);
+    this.#every(RESUME_MS, "unfinished runs", () => this.#resumeRuns(parts), true);
     this.#every(RESUME_MS, "waiting pictures", () => pictures.resume(this.#stop.signal), true);
     store.events.recordEvent({ kind: "start", text: "the station serves" });
+  }
+
+  /** Goes on with an unfinished run, but not on a box that is too hot or has too little power. */
+  async #resumeRuns({ runs, store, readState }: Parts): Promise<void> {
+    if (store.runs.unfinishedRuns().length === 0 || runs.running !== null) return;
+    const { config, clock, log } = this.#options;
+    const refusal = await whyNot(true, { config, clock, readState });
+    if (refusal === null) await runs.resume();
+    else log.info({ reason: refusal }, "an unfinished run waits");
   }
 
   /** Where the registry is empty: the generalist itself, with all its classes. */
@@ -222,14 +241,30 @@ export class Agent {
   async #tellHardware({ store, build, inference, pump }: Parts): Promise<void> {
     const { config, clock } = this.#options;
     const hardware = await readHardware({ root: config.device.sysfsRoot, clock });
-    store.outbox.enqueue([hardwareMessage(build, hardware, inference.status())]);
+    const status = inference.status();
+    store.outbox.enqueue([hardwareMessage(build, hardware, status)]);
+    this.#toldProvider = status.provider;
     pump?.wake();
   }
 
-  #tick({ models, pictures }: Parts): Promise<void> {
-    models.decide();
-    pictures.tellLabels();
-    return Promise.resolve();
+  /** By the wall clock, since a station that is cut off every night is never up for long. */
+  async #backup({ store }: Parts): Promise<void> {
+    const { config, clock } = this.#options;
+    const last = Number(store.state.get("lastBackupMs") ?? 0);
+    const sinceMs = clock.nowMs() - last;
+    // A clock that was set back makes it negative: better one backup more than none.
+    if (sinceMs >= 0 && sinceMs < config.store.backupHours * 3_600_000) return;
+    await store.backup();
+    store.state.set("lastBackupMs", clock.nowMs());
+    store.predictions.retain({ eventsDays: KEPT_EVENT_DAYS });
+  }
+
+  async #tick(parts: Parts): Promise<void> {
+    parts.models.decide();
+    parts.pictures.tellLabels();
+    // Another child may have come up on another execution provider.
+    const { provider } = parts.inference.status();
+    if (provider !== null && provider !== this.#toldProvider) await this.#tellHardware(parts);
   }
 
   /** Tries until it works or the station stops, waiting longer each time. */
@@ -304,6 +339,7 @@ interface Parts {
   readonly inference: Inference;
   readonly window: InferenceWindow;
   readonly sensors: SensorReader;
+  readonly readState: () => Promise<Omit<ScheduleState, "nowMs">>;
   readonly build: BuildMessage;
   readonly pictures: PictureFlow;
   readonly models: ModelFlow;
@@ -333,11 +369,11 @@ function buildParts(
   const build = messageBuilder(id, clock, randomUUID);
   const registry = new ModelRegistry({ modelsDir: join(dir, "models") });
   const window = new InferenceWindow(clock);
-  const inference = stationInference(options, registry, () =>
+  const inference = stationInference(options, registry, ({ modelDir, reason }) => {
     models
-      .rollback("damaged", "the current model could not be started again")
-      .catch((error: unknown) => log.error({ reason: messageOf(error) }, "no model to go back to")),
-  );
+      .rollback("damaged", `it cannot be started again: ${reason}`, undefined, basename(modelDir))
+      .catch((error: unknown) => log.error({ reason: messageOf(error) }, "no model to go back to"));
+  });
   const onMessages = () => pump?.wake();
   const generalist: Parts["generalist"] = (firstModel) =>
     prepareGeneralist(
@@ -416,7 +452,7 @@ function buildParts(
     log,
     known: (path, sizeBytes, mtimeMs) => store.pictures.isKnownFile(path, sizeBytes, mtimeMs),
     onPicture: (found) => pictures.take(found),
-    concurrency: config.inference.queueLength,
+    concurrency: Math.max(4, config.inference.queueLength),
   });
   const sensors = new SensorReader({ root: config.device.sysfsRoot, stationDir: dir, log });
   const readState = () => scheduleState({ config, store, sensors, runs, models });
@@ -462,7 +498,11 @@ function buildParts(
     log,
     intervalMs: SCHEDULE_INTERVAL_MS,
     readState,
-    onDecision: (decision) => store.state.set("schedule", { ...decision, at: clock.nowMs() }),
+    onDecision: (decision) => {
+      // Every write is a write to the disk, and most decisions are those of half a minute ago.
+      const kept = JSON.stringify(store.state.get("schedule"));
+      if (JSON.stringify(decision) !== kept) store.state.set("schedule", decision);
+    },
     onRun: () => {
       runs.start("scheduled", "the schedule's conditions are met").catch((error: unknown) => {
         log.error({ reason: messageOf(error) }, "the scheduled run did not finish");
@@ -479,6 +519,7 @@ function buildParts(
     inference,
     window,
     sensors,
+    readState,
     build,
     pictures,
     models,
@@ -497,7 +538,7 @@ function buildParts(
 function stationInference(
   { config, clock, log }: AgentOptions,
   registry: ModelRegistry,
-  onModelRefused: () => void,
+  onModelRefused: NonNullable<InferenceOptions["onModelRefused"]>,
 ): Inference {
   const { inference: rules, intake } = config;
   return new Inference({
@@ -604,7 +645,11 @@ async function carryOut(
 /** A command may come at any hour; unless forced, labels and distance count, and heat always. */
 async function whyNot(
   force: boolean,
-  { config, clock, readState }: Parameters<typeof carryOut>[1],
+  {
+    config,
+    clock,
+    readState,
+  }: Pick<Parameters<typeof carryOut>[1], "config" | "clock" | "readState">,
 ): Promise<string | null> {
   const rules: ScheduleRules = {
     ...config.schedule,
@@ -617,13 +662,18 @@ async function whyNot(
   return decision.action === "run" ? null : decision.reasons.join(" ");
 }
 
+/** Load of the last minute over the processors: 100 is busy, more is a queue. */
+function cpuLoadPercent(): number {
+  return (100 * (loadavg()[0] ?? 0)) / availableParallelism();
+}
+
 async function measure(parts: Parts): Promise<void> {
   const { store, build, window, inference, sensors, pump, connection } = parts;
   const reading = await sensors.read();
   const counts = pump?.counts;
   store.outbox.enqueue([
     build("m/inference", window.take(inference.status())),
-    build("m/device", deviceFields(reading, totalmem())),
+    build("m/device", deviceFields(reading, totalmem(), cpuLoadPercent())),
     build("m/outbox", {
       pending: store.outbox.pendingCount(),
       pendingBytes: store.outbox.pendingBytes(),

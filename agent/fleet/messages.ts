@@ -203,8 +203,8 @@ const swap = v.strictObject({
   /** `committed`: the probation is over and the model stays. */
   state: v.picklist(["swapped", "committed", "failed"]),
   reason: v.nullable(text),
-  /** Longest time between two answers around the swap. */
-  gapMs: v.nullable(amount),
+  /** `in place`: pictures waited while it loaded, as memory was too short for two models. */
+  mode: v.nullable(v.picklist(["beside", "in place"])),
 });
 
 const rollback = v.strictObject({

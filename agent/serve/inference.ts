@@ -44,7 +44,7 @@ export interface InferenceOptions {
   /** Bytes free for another process; the kernel's figure by default. */
   availableMemory?: () => Promise<number>;
   /** A restarted child would not serve the current model: another one must be made current. */
-  onModelRefused?: (refusal: { code: ErrorCode; reason: string }) => void;
+  onModelRefused?: (refusal: { modelDir: string; code: ErrorCode; reason: string }) => void;
 }
 
 /** Whether a candidate stands ready; `mode` tells if the live model had to make room for it. */
@@ -270,7 +270,7 @@ export class Inference {
     const candidate = this.#candidate;
     this.#candidate = undefined;
     await candidate?.close(CLOSE_MS);
-    await this.#takeBackRoom();
+    this.#takeBackRoom();
     this.#vacate();
   }
 
@@ -301,7 +301,7 @@ export class Inference {
       return samples.map(summarizeLatency);
     } finally {
       await child?.close(CLOSE_MS);
-      await this.#takeBackRoom();
+      this.#takeBackRoom();
       this.#vacate();
     }
   }
@@ -350,11 +350,11 @@ export class Inference {
     return "in place";
   }
 
-  async #takeBackRoom(): Promise<void> {
+  #takeBackRoom(): void {
     if (!this.#madeRoom) return;
     this.#madeRoom = false;
+    // Not waited for: if the model is refused, another must be loaded, and that waits for its turn.
     this.#restart();
-    await this.#restarting;
   }
 
   #ask(path: string, kind: FrameJob): Promise<Answer> {
@@ -531,8 +531,10 @@ export class Inference {
       const backoffMs = Math.min(FIRST_BACKOFF_MS * 2 ** doublings, MAX_BACKOFF_MS);
       await this.#clock.sleep(backoffMs, this.#abort.signal).catch(() => undefined);
       if (this.#stopping || this.#live !== undefined) return;
+      let modelDir = "";
       try {
-        const child = await this.#launch([await this.#options.currentModelDir()]);
+        modelDir = await this.#options.currentModelDir();
+        const child = await this.#launch([modelDir]);
         // A swap may have brought another one meanwhile.
         if (this.#stopping || this.#live !== undefined) await child.close(CLOSE_MS);
         else this.#makeLive(child);
@@ -542,7 +544,7 @@ export class Inference {
         if (this.#stopping) return;
         this.#failures++;
         this.#log.error({ code, reason }, "inference process did not start");
-        if (code !== "INFERENCE_FAILED") this.#options.onModelRefused?.({ code, reason });
+        if (code !== "INFERENCE_FAILED") this.#options.onModelRefused?.({ modelDir, code, reason });
       }
     }
   }

@@ -48,8 +48,11 @@ export async function swapTo(request: SwapRequest): Promise<SwapOutcome> {
     return { kind: "switched" };
   }
   // Pointer first: where the live model had made room, its restart reads it.
-  if (before !== null) await registry.setCurrent(before);
-  await inference.discardCandidate();
+  try {
+    if (before !== null) await registry.setCurrent(before);
+  } finally {
+    await inference.discardCandidate();
+  }
   const reason = "its process died between loading and switching";
   return { kind: "refused", code: "INFERENCE_FAILED", reason };
 }

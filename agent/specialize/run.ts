@@ -78,7 +78,10 @@ export async function specialize(options: {
   const { spec, runDir, clock, signal } = options;
   const paths = runPaths(runDir);
   const finished = await readJsonIfExists(paths.result);
-  if (finished !== undefined) return v.parse(runResultSchema, finished);
+  if (finished !== undefined) {
+    await rm(paths.work, { recursive: true, force: true });
+    return v.parse(runResultSchema, finished);
+  }
   await mkdir(runDir, { recursive: true });
   await writeJsonAtomic(paths.spec, spec);
   const { peakMemoryBytes } = await runChild(options);

@@ -40,7 +40,7 @@ export interface ModelFlowOptions {
   readonly onMessages: () => void;
 }
 
-/** Answers kept to know how the serving model behaves before another takes its place. */
+/** Predictions of the model before that say how it behaved. */
 const RECENT_ANSWERS = 500;
 /** A model whose process is killed while it loads is tried so often before it counts as refused. */
 const LOAD_TRIES = 3;
@@ -77,10 +77,11 @@ const probationSchema = v.object({
  */
 export class ModelFlow {
   readonly #options: ModelFlowOptions;
-  readonly #recent: { label: string; runMs: number }[] = [];
   #probation: { swapId: number; state: ProbationState } | null = null;
   #queue: Promise<unknown> = Promise.resolve();
   #deciding = false;
+  /** How the last model was loaded; null where a stop came between. */
+  #mode: "beside" | "in place" | null = null;
   #unsaved = 0;
 
   constructor(options: ModelFlowOptions) {
@@ -181,16 +182,23 @@ export class ModelFlow {
   }
 
   /**
-   * Goes back to the model before, or to a given one.
+   * Goes back to the model that served before, or to a given one.
    *
+   * @param unless does nothing where another model than this one is current by then.
    * @throws {AgentError} REGISTRY_INVALID where there is no model to go back to, or it is refused.
    */
-  async rollback(cause: RollbackCause, reason: string, toSha256?: string): Promise<string> {
+  async rollback(
+    cause: RollbackCause,
+    reason: string,
+    toSha256?: string,
+    unless?: string,
+  ): Promise<string> {
     return await this.#inTurn(async () => {
       const { registry, store, log } = this.#options;
       const from = await registry.readCurrent();
       if (from !== null && from === toSha256) return from;
-      const to = toSha256 ?? (await registry.rollbackTarget()) ?? this.#before(from);
+      if (unless !== undefined && from !== unless) return from ?? "";
+      const to = toSha256 ?? this.#before(from) ?? (await registry.rollbackTarget());
       if (from === null || to === null || to === from) {
         throw new AgentError("REGISTRY_INVALID", "there is no earlier model to go back to");
       }
@@ -225,10 +233,6 @@ export class ModelFlow {
   observe(answer: Answer, burstId: string | null): void {
     const { clock, store } = this.#options;
     const open = this.#probation;
-    if (answer.kind === "classified" && answer.modelSha256 !== open?.state.modelSha256) {
-      this.#recent.push({ label: answer.label, runMs: answer.runMs });
-      if (this.#recent.length > RECENT_ANSWERS) this.#recent.shift();
-    }
     if (!open) return;
     const outcome = probationOutcome(open.state, answer, burstId ?? "");
     if (outcome === null) return;
@@ -299,7 +303,11 @@ export class ModelFlow {
         registry,
         inference,
         sha256,
-        onStep: (step, detail) => log.info({ step, ...detail }, step),
+        onStep: (step, detail) => {
+          if (step === "swap.loaded")
+            this.#mode = detail["mode"] === "beside" ? "beside" : "in place";
+          log.info({ step, ...detail }, step);
+        },
       });
       if (outcome.kind === "switched") return null;
       const { code, reason } = outcome;
@@ -367,16 +375,15 @@ export class ModelFlow {
         toSha256: to,
         state: "swapped",
         reason: onProbation ? "on probation" : null,
-        gapMs: null,
+        mode: this.#mode,
       });
       this.#event("swap", `${short(to)} serves now${onProbation ? ", on probation" : ""}`, [
         message,
       ]);
       if (!onProbation) return;
-      const state = startProbation(to, this.#behavior(), clock.monotonicMs());
+      const state = startProbation(to, this.#behavior(from), clock.monotonicMs());
       store.swaps.saveProbation(id, state);
       this.#probation = { swapId: id, state };
-      this.#recent.length = 0;
     });
   }
 
@@ -385,7 +392,7 @@ export class ModelFlow {
     log.error({ model: to, reason }, "the candidate was not swapped in");
     store.transaction(() => {
       store.swaps.decideSwap(id, "refused", reason);
-      const fields = { fromSha256: from, toSha256: to, state: "failed", gapMs: null } as const;
+      const fields = { fromSha256: from, toSha256: to, state: "failed", mode: null } as const;
       this.#event("swap", `${short(to)} was refused: ${reason}`, [
         build("e/swap", { ...fields, reason }),
       ]);
@@ -397,7 +404,6 @@ export class ModelFlow {
       const { store, build } = this.#options;
       const open = this.#probation;
       if (open?.swapId !== swapId) return;
-      this.#probation = null;
       const before = store.swaps.findSwap(swapId);
       store.transaction(() => {
         store.swaps.saveProbation(swapId, open.state);
@@ -407,30 +413,41 @@ export class ModelFlow {
           toSha256: sha256,
           state: "committed",
           reason,
-          gapMs: null,
+          mode: null,
         });
         this.#event("swap", `${short(sha256)} stays: ${reason}`, [message]);
       });
+      this.#probation = null;
       await this.tellModel();
     });
   }
 
-  /** How the model that served until now behaved. */
-  #behavior() {
-    if (this.#recent.length === 0) return { medianRunMs: null, topLabelShare: null };
-    const times = this.#recent.map(({ runMs }) => runMs).sort((a, b) => a - b);
+  /** How a model behaved that served until now, by its newest predictions. */
+  #behavior(sha256: string | null) {
+    const recent =
+      sha256 === null ? [] : this.#options.store.predictions.newestOf(sha256, RECENT_ANSWERS);
+    if (recent.length === 0) return { medianRunMs: null, topLabelShare: null };
+    const times = recent.map(({ runMs }) => runMs).sort((a, b) => a - b);
     const counts = new Map<string, number>();
-    for (const { label } of this.#recent) counts.set(label, (counts.get(label) ?? 0) + 1);
+    for (const { label } of recent) counts.set(label, (counts.get(label) ?? 0) + 1);
     return {
       medianRunMs: times[times.length >> 1] ?? null,
-      topLabelShare: Math.max(...counts.values()) / this.#recent.length,
+      topLabelShare: Math.max(...counts.values()) / recent.length,
     };
   }
 
-  /** Where a manifest does not say it, the record of swaps does. */
+  /**
+   * The model that the current one took over from, by the record of swaps; never one that was
+   * rolled back itself. Null where the record does not say, as after a lost database.
+   */
   #before(current: string | null): string | null {
-    const swaps = this.#options.store.reports.listSwaps(100);
-    return swaps.find((swap) => swap.toSha256 === current)?.fromSha256 ?? null;
+    const swaps = this.#options.store.reports.listSwaps(200);
+    const failed = new Set(swaps.filter((s) => s.state === "rolled_back").map((s) => s.toSha256));
+    const came = swaps.find(
+      (s) => s.kind === "swap" && s.toSha256 === current && s.switchedAt !== null,
+    );
+    const from = came?.fromSha256 ?? null;
+    return from === null || failed.has(from) ? null : from;
   }
 
   /** The disk keeps the newest models; those named by open swaps stay in any case. */

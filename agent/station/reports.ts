@@ -68,13 +68,17 @@ function percentile(values: readonly number[], share: number): number | null {
 }
 
 /** `m/device` of one reading. */
-export function deviceFields(sensors: Sensors, totalBytes: number): MessageFields<"m/device"> {
+export function deviceFields(
+  sensors: Sensors,
+  totalBytes: number,
+  cpuLoadPercent: number,
+): MessageFields<"m/device"> {
   const free = sensors.memoryFreeBytes;
   return {
     tempC: sensors.hottestC,
     powerWatts: sensors.powerWatts,
     batteryPercent: sensors.battery?.percent ?? null,
-    cpuLoadPercent: null,
+    cpuLoadPercent,
     gpuLoadPercent: sensors.gpuLoadPercent,
     memoryUsedBytes: free === null ? null : Math.max(0, totalBytes - free),
     memoryTotalBytes: totalBytes,

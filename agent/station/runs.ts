@@ -1,15 +1,17 @@
 import { randomBytes } from "node:crypto";
 import { access, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
+import * as v from "valibot";
 import { type Clock, isoTime } from "../clock.ts";
 import type { StationConfig } from "../config/schema.ts";
 import { AgentError, messageOf, systemCode } from "../errors.ts";
+import { readJsonIfExists } from "../files.ts";
 import type { BuildMessage } from "../fleet/messages.ts";
 import type { GeneralistDescription } from "../generalist/description.ts";
 import type { Logger } from "../log.ts";
 import type { ModelMetrics } from "../model.ts";
 import { chooseClasses, makeSpec } from "../specialize/plan.ts";
-import { RunProgress } from "../specialize/progress.ts";
+import { type RunOutlook, RunProgress } from "../specialize/progress.ts";
 import { type MeasureLatency, type RunEvent, runPaths, specialize } from "../specialize/run.ts";
 import type { RunResult, RunSpec } from "../specialize/spec.ts";
 import { assignRoles, type Role, takeShots } from "../specialize/split.ts";
@@ -192,14 +194,14 @@ export class RunFlow {
       await this.#removeOld(id);
       return result;
     } catch (error) {
-      this.#fail(id, error, (clock.monotonicMs() - startMs) / 1000);
+      await this.#fail(id, error, (clock.monotonicMs() - startMs) / 1000);
       throw error;
     }
   }
 
   /** Does the stages; a process killed in one (short memory, a person) costs only that stage. */
   async #doStages(spec: RunSpec): Promise<RunResult> {
-    const { store, clock, log, measureLatency, onChild } = this.#options;
+    const { clock, log, measureLatency, onChild } = this.#options;
     const { id } = spec;
     const { signal } = this.#stop;
     const progress = new RunProgress(clock.monotonicMs());
@@ -213,10 +215,11 @@ export class RunFlow {
           onEvent: (event) => {
             if (event.type === "stage-finished") deaths = 0;
             const outlook = progress.update(event, clock.monotonicMs());
-            this.#recordStage(id, event, outlook.secondsLeft);
-            if (clock.monotonicMs() - savedMs < PROGRESS_MS) return;
-            savedMs = clock.monotonicMs();
-            store.runs.setProgress(id, outlook);
+            const nowMs = clock.monotonicMs();
+            const isDue = event.type !== "progress" || nowMs - savedMs >= PROGRESS_MS;
+            if (!isDue) return;
+            savedMs = nowMs;
+            this.#tellProgress(id, event, outlook);
           },
           onChild,
           clock,
@@ -233,6 +236,17 @@ export class RunFlow {
         );
         this.#report(id, "resumed", messageOf(error));
       }
+    }
+  }
+
+  /** A disk that is full for a while must not cost a run; the verdict records what is missing. */
+  #tellProgress(id: string, event: RunEvent, outlook: RunOutlook): void {
+    const { store, log } = this.#options;
+    try {
+      this.#recordStage(id, event, outlook.secondsLeft);
+      store.runs.setProgress(id, outlook);
+    } catch (error) {
+      log.error({ run: id, reason: messageOf(error) }, "the progress of a run was not recorded");
     }
   }
 
@@ -301,7 +315,7 @@ export class RunFlow {
     }
   }
 
-  #fail(id: string, error: unknown, seconds: number): void {
+  async #fail(id: string, error: unknown, seconds: number): Promise<void> {
     const { store, log } = this.#options;
     const reason = messageOf(error);
     // Told to stop: the run stays "running", and the next start takes it up.
@@ -311,6 +325,8 @@ export class RunFlow {
       store.runs.setRunState(id, "failed", reason);
       this.#report(id, "failed", reason, seconds);
     });
+    await rm(runPaths(this.#dir(id)).work, { recursive: true, force: true });
+    await this.#removeOld(id);
   }
 
   #report(
@@ -331,8 +347,11 @@ export class RunFlow {
   async #removeOld(id: string): Promise<void> {
     await rm(runPaths(this.#dir(id)).dense, { recursive: true, force: true });
     const root = join(this.#options.config.station.dir, "runs");
-    const old = (await readdir(root)).sort().slice(0, -KEEP_RUNS);
-    for (const name of old) await rm(join(root, name), { recursive: true, force: true });
+    // By the order of the database: names are times, and clocks are set back.
+    const newest = new Set(this.#options.store.reports.listRuns(KEEP_RUNS).map((run) => run.id));
+    for (const name of await readdir(root)) {
+      if (!newest.has(name)) await rm(join(root, name), { recursive: true, force: true });
+    }
   }
 
   #dir(id: string): string {
@@ -346,6 +365,22 @@ function inRuntime(seconds: number): string {
 
 function scoreOf({ accuracy, macroF1, parameters, nonzero, bytes, latencyMsP50 }: ModelMetrics) {
   return { accuracy, macroF1, parameters, nonzero, bytes, latencyMsP50 };
+}
+
+/**
+ * Gives bursts the side that earlier runs used them for, from the specs in their folders: after
+ * the database was lost, nothing that was trained on may be held out.
+ */
+export async function restoreBurstRoles(store: Store, runsDir: string, log: Logger): Promise<void> {
+  const bursts = v.object({
+    pictures: v.array(v.object({ burst: v.string(), role: v.picklist(["train", "heldOut"]) })),
+  });
+  for (const name of (await readdir(runsDir)).sort()) {
+    const spec = v.safeParse(bursts, await readJsonIfExists(runPaths(join(runsDir, name)).spec));
+    if (!spec.success) continue;
+    for (const { burst, role } of spec.output.pictures) store.bursts.assignBurstRole(burst, role);
+    log.info({ run: name }, "took the sides of bursts from the folder of a run");
+  }
 }
 
 /** Sorts by time of its making: `20261124T020000Z-3fa2`. */

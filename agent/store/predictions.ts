@@ -79,6 +79,15 @@ export class Predictions {
     });
   }
 
+  /** The newest predictions of a model, newest first. */
+  newestOf(modelSha256: string, limit: number): { label: string; runMs: number }[] {
+    return this.#db.all(
+      `SELECT label, run_ms AS runMs FROM predictions WHERE model_sha256 = :modelSha256
+       ORDER BY id DESC LIMIT :limit`,
+      { modelSha256, limit },
+    );
+  }
+
   /**
    * Removes what is older than asked. Days count back from now or from the newest row, whichever
    * is earlier, so that a clock that jumped into the future does not empty the station.
