@@ -90,23 +90,91 @@ function plainProgress(screen: Screen, name: string, firstTotal: number): Progre
   };
 }
 
+/** A specialize run on the screen: its stages as they end, and how far it is. */
+export interface RunView {
+  /** @param share of the run, in [0, 1]. */
+  update(stage: string, share: number, secondsLeft: number | null, note: string): void;
+  stageEnded(stage: string, seconds: number): void;
+  stop(): void;
+}
+
+/** Starts the view of a run: a bar on a terminal; elsewhere a line now and then. */
+export function startRunView(screen: Screen): RunView {
+  const ended = (stage: string, time: number) =>
+    `  ${stage.padEnd(12)}${seconds(time).padStart(7)}\n`;
+  const left = (time: number | null) => (time === null ? "" : `${seconds(time)} left`);
+  if (!screen.isTTY) {
+    let shownMs = performance.now();
+    return {
+      update(stage, share, secondsLeft, note) {
+        if (performance.now() - shownMs < PLAIN_UPDATE_MS) return;
+        shownMs = performance.now();
+        const parts = [`${Math.round(100 * share)} % of the run`, left(secondsLeft), note];
+        screen.write(`  ${stage} … ${parts.filter((part) => part !== "").join(", ")}\n`);
+      },
+      stageEnded: (stage, time) => void screen.write(ended(stage, time)),
+      stop: () => undefined,
+    };
+  }
+  const bars = new MultiBar(
+    {
+      stream: screen,
+      format: "  {stage} {bar} {percentage} %  {left}  {note}",
+      barsize: 24,
+      hideCursor: true,
+      gracefulExit: true,
+      clearOnComplete: true,
+      fps: 8,
+    },
+    Presets.shades_classic,
+  );
+  const bar = bars.create(100, 0, { stage: "".padEnd(12), left: "", note: "" });
+  return {
+    update(stage, share, secondsLeft, note) {
+      const shown = { stage: stage.padEnd(12), left: left(secondsLeft), note };
+      bar.update(Math.round(100 * share), shown);
+    },
+    stageEnded: (stage, time) => bars.log(ended(stage, time)),
+    stop: () => bars.stop(),
+  };
+}
+
+/** Lines of a run off a terminal, while a stage goes on. */
+const PLAIN_UPDATE_MS = 10_000;
+
 /**
  * Prints the table of before and after. The ratio of a size or a time is dense over compressed
  * ("how many times smaller"); of accuracy and macro-F1 it is compressed over dense in per cent.
+ *
+ * @param before the model that served until then, shown beside them where there is one.
  */
 export function printComparison(
   screen: Screen,
   dense: ModelFigures,
   compressed: ModelFigures,
+  before?: ModelFigures,
 ): void {
-  const rows: [string, string, string, string][] = [
+  const head = ["held-out bursts", "dense", "compressed", "ratio"];
+  const rows: string[][] = [
     share("accuracy", dense.accuracy, compressed.accuracy),
     share("macro-F1", dense.macroF1, compressed.macroF1),
     times("non-zero parameters", dense.nonzero, compressed.nonzero, count),
     times("bytes", dense.bytes, compressed.bytes, count),
     times("median latency", dense.latencyMsP50, compressed.latencyMsP50, milliseconds),
   ];
-  printTable(screen, ["held-out bursts", "dense", "compressed", "ratio"], rows);
+  if (before) {
+    const { accuracy, macroF1, nonzero, bytes, latencyMsP50 } = before;
+    head.splice(1, 0, "served before");
+    const column = [
+      percent(accuracy),
+      percent(macroF1),
+      count(nonzero),
+      count(bytes),
+      milliseconds(latencyMsP50),
+    ];
+    for (const [i, text] of column.entries()) rows[i]!.splice(1, 0, text);
+  }
+  printTable(screen, head, rows);
 }
 
 /** Prints what the broker saw, one row a kind. */
@@ -125,15 +193,20 @@ export function printMessages(
   );
 }
 
-/** Prints rows under a head; the first column is text, the others are right-aligned figures. */
-function printTable(
+/**
+ * Prints rows under a head; the first columns are text, the others are right-aligned figures.
+ *
+ * @param texts how many columns are text.
+ */
+export function printTable(
   screen: Screen,
   head: readonly string[],
   rows: readonly (readonly string[])[],
+  texts = 1,
 ): void {
   const table = new Table({
     head: [...head],
-    colAligns: head.map((_, column) => (column === 0 ? "left" : "right")),
+    colAligns: head.map((_, column) => (column < texts ? "left" : "right")),
     style: { head: screen.isTTY ? ["bold"] : [], border: [], compact: true },
   });
   table.push(...rows.map((row) => [...row]));
@@ -163,8 +236,11 @@ function times(
   return [name, format(dense), format(compressed), ratio];
 }
 
-const percent = (value: number) => `${(100 * value).toFixed(1)} %`;
-const count = (value: number) => value.toLocaleString("en-US");
+/** `98.3 %`. */
+export const percent = (value: number) => `${(100 * value).toFixed(1)} %`;
+/** `1,234`. */
+export const count = (value: number) => value.toLocaleString("en-US");
 const milliseconds = (value: number) => `${value.toFixed(1)} ms`;
-const seconds = (value: number) =>
+/** `3.1 s`, `42 s`, `2 min`. */
+export const seconds = (value: number) =>
   value < 90 ? `${value.toFixed(value < 10 ? 1 : 0)} s` : `${Math.round(value / 60)} min`;
