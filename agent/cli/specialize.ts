@@ -113,7 +113,7 @@ async function runOnce(flags: Flags, log: Logger): Promise<RunResult> {
   const stop = () => abort.abort();
   process.once("SIGINT", stop).once("SIGTERM", stop);
   const view = progressView(process.stderr);
-  const progress = new RunProgress(systemClock.monotonicMs());
+  const progress = new RunProgress(systemClock.monotonicMs(), spec.options);
   const inference = probeInference(spec, runPaths(runDir).dense, log);
   try {
     return await specialize({

@@ -1,5 +1,5 @@
 import type { RunEvent } from "./run.ts";
-import { STAGES, type StageName } from "./spec.ts";
+import { prunesNothing, type RunSpec, STAGES, type StageName } from "./spec.ts";
 
 /** How far a run is, for people. */
 export interface RunOutlook {
@@ -25,6 +25,8 @@ const WEIGHT: Readonly<Record<StageName, number>> = {
 /** Follows a run's events and says how far it is and how long it will still take. */
 export class RunProgress {
   readonly #startMs: number;
+  /** Share of each stage; the shares add up to 1. */
+  readonly #weights: ReadonlyMap<StageName, number>;
   #finished = 0;
   #stage: StageName = STAGES[0];
   #withinStage = 0;
@@ -32,8 +34,12 @@ export class RunProgress {
   #startShare: number | null = null;
 
   /** @param startMs monotonic time of the run's start. */
-  constructor(startMs: number) {
+  constructor(startMs: number, options: Pick<RunSpec["options"], "pattern" | "sparsity">) {
     this.#startMs = startMs;
+    const idle: readonly StageName[] = prunesNothing(options) ? ["compress", "head-refit"] : [];
+    const weights = STAGES.map((name) => (idle.includes(name) ? 0 : WEIGHT[name]));
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    this.#weights = new Map(STAGES.map((name, i) => [name, weights[i]! / total]));
   }
 
   /** @param nowMs monotonic time of the event. */
@@ -41,7 +47,7 @@ export class RunProgress {
     if (event.type === "stage-started") {
       // Stages that a resumed run does not do again count as done.
       const before = STAGES.slice(0, STAGES.indexOf(event.stage));
-      this.#finished = before.reduce((sum, name) => sum + WEIGHT[name], 0);
+      this.#finished = before.reduce((sum, name) => sum + this.#weight(name), 0);
       this.#withinStage = 0;
     } else if (event.type === "progress") {
       this.#withinStage = event.total > 0 ? event.done / event.total : 0;
@@ -49,11 +55,15 @@ export class RunProgress {
       this.#withinStage = 1;
     }
     this.#stage = event.stage;
-    const share = Math.min(1, this.#finished + WEIGHT[this.#stage] * this.#withinStage);
+    const share = Math.min(1, this.#finished + this.#weight(this.#stage) * this.#withinStage);
     this.#startShare ??= share;
     const elapsed = (nowMs - this.#startMs) / 1000;
     const done = share - this.#startShare;
     const secondsLeft = done > 0.02 ? (elapsed * (1 - share)) / done : null;
     return { stage: this.#stage, share, secondsLeft };
+  }
+
+  #weight(stage: StageName): number {
+    return this.#weights.get(stage) ?? 0;
   }
 }

@@ -131,6 +131,11 @@ export const runResultSchema = v.strictObject({
 /** See {@link runResultSchema}. */
 export type RunResult = v.InferOutput<typeof runResultSchema>;
 
+/** Whether a run only fits a head: the network stays as it is, to the last weight. */
+export function prunesNothing(options: { pattern: string; sparsity: number }): boolean {
+  return options.pattern === "unstructured" && options.sparsity === 0;
+}
+
 /**
  * Reads a pattern as users write it.
  *

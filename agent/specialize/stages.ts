@@ -1,7 +1,6 @@
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
-import type { Pattern } from "../compress/pattern.ts";
 import { readPicture } from "../data/picture.ts";
 import { messageOf } from "../errors.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
@@ -34,7 +33,14 @@ import { fitHead, mapLabels, type SpecialistHead, sliceHead } from "./fit-head.t
 import { loadNetwork, type Network } from "./network.ts";
 import { type CachedPicture, fillPictureCache, PictureCache } from "./picture-cache.ts";
 import { runPaths } from "./run.ts";
-import { parsePattern, type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
+import {
+  parsePattern,
+  prunesNothing,
+  type RunSpec,
+  STAGES,
+  type StageName,
+  type StageReport,
+} from "./spec.ts";
 
 /** What the stages of a run need beside its spec. */
 export interface StageContext {
@@ -196,8 +202,7 @@ class Run {
   async compress(): Promise<void> {
     const { spec, engine, onProgress, signal } = this.#context;
     const { backbone } = this.#loaded().network;
-    const pattern = parsePattern(spec.options.pattern, spec.options.sparsity);
-    if (prunesNothing(pattern)) {
+    if (prunesNothing(spec.options)) {
       const reports = findPrunableLayers(backbone).map(({ name }) => leftDense(name));
       await this.#writeProgress({ graph: backbone, reports, segments: Number.MAX_SAFE_INTEGER });
       return;
@@ -207,7 +212,7 @@ class Run {
     if (resume?.segments === Number.MAX_SAFE_INTEGER) return;
     let savedAt = performance.now();
     const { graph, reports } = await compressNetwork(backbone, {
-      pattern,
+      pattern: parsePattern(spec.options.pattern, spec.options.sparsity),
       blockSize: spec.options.blockSize,
       damping: spec.options.damping,
       engine,
@@ -227,8 +232,7 @@ class Run {
   }
 
   async refitHead(): Promise<void> {
-    const { pattern, sparsity } = this.#context.spec.options;
-    if (prunesNothing(parsePattern(pattern, sparsity))) {
+    if (prunesNothing(this.#context.spec.options)) {
       // The same features would give the same head.
       await this.#writeHead("refit.json", await this.#readHead("head.json"));
       return;
@@ -527,11 +531,6 @@ class Run {
     if (!this.#network || !this.#cache) throw new TypeError("the run's network is not loaded yet");
     return { network: this.#network, cache: this.#cache };
   }
-}
-
-/** A run that only fits a head: the network stays as it is, to the last weight. */
-function prunesNothing(pattern: Pattern): boolean {
-  return pattern.kind === "unstructured" && pattern.sparsity === 0;
 }
 
 function leftDense(name: string): LayerReport {

@@ -204,7 +204,7 @@ export class RunFlow {
     const { clock, log, measureLatency, onChild } = this.#options;
     const { id } = spec;
     const { signal } = this.#stop;
-    const progress = new RunProgress(clock.monotonicMs());
+    const progress = new RunProgress(clock.monotonicMs(), spec.options);
     let savedMs = Number.NEGATIVE_INFINITY;
     for (let deaths = 0; ; ) {
       try {
