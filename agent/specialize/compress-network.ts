@@ -65,9 +65,8 @@ export interface CompressOptions {
 }
 
 /**
- * Fewest inputs that one output of a layer must see to be worth pruning: depthwise kernels (9 or
- * 25 inputs) and stems (27) hold a percent or two of the weights, and the network depends on
- * every one of them.
+ * Fewest inputs that one output of a layer must see to be worth pruning: such layers, depthwise
+ * ones and stems hold a percent or two of the weights, and the network depends on every one.
  */
 const MIN_INPUTS = 32;
 
@@ -116,7 +115,7 @@ export async function compressNetwork(
       }
       await disposeBoth(borders);
       borders = { dense: next.border, compressed };
-      await options.onSegment({ graph, segments: done + 1, reports });
+      await options.onSegment({ graph, segments: done + 1, reports: [...reports] });
     }
   } finally {
     await disposeBoth(borders);
@@ -144,6 +143,8 @@ function chooseLayers(graph: Graph): { pruned: PrunableLayer[]; left: LayerRepor
 function reasonToLeave(layer: PrunableLayer, input: string): string | null {
   if (layer.inputName === input) return "it reads the picture";
   if (layer.sharedWith.length > 0) return `its weights serve ${layer.sharedWith.join(", ")} too`;
+  const area = layer.kernel.reduce((product, size) => product * size, 1);
+  if (layer.groups > 1 && layer.inFeaturesPerGroup === area) return "it is depthwise";
   if (layer.inFeaturesPerGroup < MIN_INPUTS) {
     return `${layer.inFeaturesPerGroup} inputs an output are too few to take some away`;
   }
