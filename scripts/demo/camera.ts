@@ -24,8 +24,8 @@ export interface Shot {
 
 /** Where the demo's pictures come from. */
 export interface Camera {
-  /** One sentence on the pictures, for the first screen. */
-  readonly about: string;
+  /** Lines about the pictures, for the first screen. */
+  readonly about: readonly string[];
   readonly labels: readonly string[];
   /** Pixels of the banner below every picture. */
   readonly cropBottom: number;
@@ -35,9 +35,9 @@ export interface Camera {
   shots(): AsyncGenerator<Shot>;
 }
 
-/** Bursts of each species that a person labels; three tell a class, eight hold some out. */
+/** Bursts of each species that a person labels; three tell a class, nine hold some out. */
 const FIRST_BURSTS = 3;
-const LABELED_BURSTS = 8;
+const LABELED_BURSTS = 9;
 /** Near-copies teach little: the shortest bursts that the camera makes. */
 const FRAMES_A_BURST = 3;
 /** Unlabeled bursts planned at a time. */
@@ -61,9 +61,10 @@ export async function drawnCamera(name: string, seed: number): Promise<Camera> {
     }
   };
   return {
-    about:
-      `a drawn wood, seed ${seed}: ${LABELS.length - 1} species and empty frames, in color by day and infrared by ` +
-      "night. Every frame says that it is drawn; give --images to use photographs",
+    about: [
+      `pictures: a drawn wood, seed ${seed}; ${LABELS.length - 1} species and empty frames, by day and by night`,
+      "(every frame says that it is drawn; give --images to use photographs)",
+    ],
     labels: LABELS,
     cropBottom: BANNER_HEIGHT,
     labeledFor: [FRAMES_A_BURST * first, FRAMES_A_BURST * (rounds.length - first)],
@@ -115,11 +116,15 @@ export async function folderCamera(folder: string, seed: number): Promise<Camera
   const rest = inTurn(chosen.map(([label, paths]) => of(label, paths.slice(split(paths)))));
   const leftOut = byLabel.size - chosen.length;
   return {
-    about:
-      `${chosen.length} classes of ${folder}: ${first.length + second.length} pictures to label, ${rest.length} for the inbox alone` +
-      (leftOut > 0
-        ? `; ${leftOut} folders are left out (fewer than ${MIN_PICTURES} pictures, or beyond ${MAX_CLASSES} classes)`
-        : ""),
+    about: [
+      `pictures: ${folder}; ${chosen.length} classes, ${first.length + second.length} to be labeled, ${rest.length} for the inbox alone`,
+      "(when those are used up they come again, cut and lit a little differently)",
+      ...(leftOut > 0
+        ? [
+            `(${leftOut} folders are left out: fewer than ${MIN_PICTURES} pictures, or beyond ${MAX_CLASSES} classes)`,
+          ]
+        : []),
+    ],
     labels: chosen.map(([label]) => label),
     cropBottom: 0,
     labeledFor: [first.length, second.length],

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { appendFileSync } from "node:fs";
-import { access, cp, mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
@@ -209,14 +209,6 @@ export class DemoStation {
     return this.#database.all<Row>(sql, bindings);
   }
 
-  /** Whether the agent has made its database. */
-  async hasDatabase(): Promise<boolean> {
-    return await access(this.databasePath).then(
-      () => true,
-      () => false,
-    );
-  }
-
   #failed(what: string): AgentError {
     const words = this.#tail.map((line) => `  ${line.slice(0, 300)}`).join("\n");
     return new AgentError(
@@ -240,10 +232,10 @@ export function demoConfig(settings: StationSettings): Record<string, unknown> {
       minLabelsPerClass: 2,
       // So small that a run takes a minute on two cores.
       shots: 16,
-      heldOutPerClass: 8,
+      heldOutPerClass: 12,
       calibrationPictures: 160,
     },
-    // Some eighty held-out frames cannot tell one point, and clocks are noisy on a busy machine.
+    // Under a hundred held-out frames cannot tell one point, and clocks are noisy on a busy machine.
     gate: { maxDropPoints: 5, maxLatencyRatio: 1.5 },
     probation: { frames: 30, maxLatencyRatio: 3 },
     // Runs are asked for; a laptop may be warm and on its battery.
