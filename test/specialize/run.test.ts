@@ -1,0 +1,228 @@
+import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { systemClock } from "../../agent/clock.ts";
+import { AgentError } from "../../agent/errors.ts";
+import { readGeneralist } from "../../agent/generalist/description.ts";
+import { createLogger } from "../../agent/log.ts";
+import { knownAnswersSchema, modelManifestSchema, readModelJson } from "../../agent/model.ts";
+import { readGraph } from "../../agent/onnx/graph.ts";
+import { countParameters } from "../../agent/onnx/initializers.ts";
+import { checkKnownAnswers } from "../../agent/runtime/known-answers.ts";
+import { openSession } from "../../agent/runtime/session.ts";
+import { chooseClasses, makeSpec } from "../../agent/specialize/plan.ts";
+import { type RunEvent, specialize } from "../../agent/specialize/run.ts";
+import type { RunResult, RunSpec } from "../../agent/specialize/spec.ts";
+import { splitByShots } from "../../agent/specialize/split.ts";
+import { drawPicture, LABELS, writeTinyGeneralist } from "../flow/station.helpers.ts";
+
+const LOG = createLogger("fatal");
+let root: string;
+let modelPath: string;
+const pictures: { path: string; label: string; burst: string }[] = [];
+
+before(async () => {
+  root = await mkdtemp(join(tmpdir(), "taco-run-"));
+  modelPath = await writeTinyGeneralist(join(root, "generalist"));
+  for (const label of LABELS) {
+    await mkdir(join(root, label));
+    for (let i = 0; i < 24; i++) {
+      const path = join(root, label, `${i}.jpg`);
+      await writeFile(path, await drawPicture(label, i));
+      pictures.push({ path, label, burst: `${label} ${i}` });
+    }
+  }
+});
+
+after(() => rm(root, { recursive: true }));
+
+async function specOf(
+  options: Partial<RunSpec["options"]> = {},
+  incumbentDir: string | null = null,
+) {
+  const split = splitByShots(pictures, { shots: 12, heldOutPerClass: 12, seed: 2 });
+  const generalist = await readGeneralist(modelPath);
+  return makeSpec({
+    id: "run",
+    createdAt: "2026-11-24T00:00:00.000Z",
+    softwareVersion: "0",
+    generalist,
+    crop: { cropTop: 0, cropBottom: 0 },
+    incumbentDir,
+    pictures: chooseClasses(split, 2).pictures,
+    problems: [],
+    labelMap: {},
+    options: {
+      sparsity: 0.5,
+      pattern: "unstructured",
+      blockSize: 128,
+      damping: 0.01,
+      calibrationPictures: 64,
+      batchSize: 8,
+      seed: 2,
+      executionProviders: ["cpu"],
+      intraOpThreads: 1,
+      maxMegapixels: 10,
+      ...options,
+    },
+    gate: {
+      maxDropPoints: 100,
+      minMacroF1: 0,
+      maxLatencyRatio: 2,
+      confidence: 0.95,
+      onThinEvidence: "probation",
+    },
+  });
+}
+
+function run(
+  spec: RunSpec,
+  runDir: string,
+  more: {
+    onEvent?: (event: RunEvent) => void;
+    onChild?: (pid: number) => void;
+    signal?: AbortSignal;
+  } = {},
+): Promise<RunResult> {
+  return specialize({
+    spec,
+    runDir,
+    measureLatency: (dirs) => Promise.resolve(dirs.map(() => 5)),
+    onEvent: more.onEvent ?? (() => undefined),
+    ...(more.onChild ? { onChild: more.onChild } : {}),
+    clock: systemClock,
+    log: LOG,
+    signal: more.signal ?? new AbortController().signal,
+  });
+}
+
+test("run: the candidate's folder is complete, true to its figures, and gives its known answers", async () => {
+  const runDir = join(root, "runs", "whole");
+  const result = await run(await specOf(), runDir);
+  const dir = join(runDir, "candidate");
+  const manifest = await readModelJson(join(dir, "model.json"), modelManifestSchema);
+  const known = await readModelJson(join(dir, "check.json"), knownAnswersSchema);
+  const file = await readFile(result.modelPath);
+  const { parameters, nonzero } = countParameters(readGraph(file));
+  assert.equal(manifest.sha256, result.candidateSha256);
+  assert.deepEqual(manifest.metrics, result.candidate);
+  assert.deepEqual([result.candidate.parameters, result.candidate.nonzero], [parameters, nonzero]);
+  assert.equal(result.candidate.bytes, file.length);
+  assert.ok(nonzero < 0.65 * result.dense.nonzero, `${nonzero} of ${result.dense.nonzero}`);
+  assert.ok(result.dense.accuracy > 0.9, `dense ${result.dense.accuracy}`);
+  assert.ok(result.candidate.accuracy > 0.85, `candidate ${result.candidate.accuracy}`);
+  assert.deepEqual(result.heldOut, { frames: 36, bursts: 36 });
+  assert.deepEqual(
+    result.stages.map(({ name }) => name),
+    ["pictures", "features", "head", "compress", "head-refit", "evaluate", "latency", "verdict"],
+  );
+  const session = await openSession(file, {
+    executionProviders: ["cpu"],
+    intraOpThreads: 1,
+    log: LOG,
+  });
+  assert.equal((await checkKnownAnswers(session, manifest, known)).ok, true);
+  await session.release();
+  assert.ok(!existsSync(join(runDir, "work")), "temporary files are gone");
+});
+
+test("run: killed in the middle of every stage, it goes on and ends as one that was not", async () => {
+  const spec = await specOf();
+  const whole = await run(spec, join(root, "runs", "undisturbed"));
+  const runDir = join(root, "runs", "killed");
+  const killedIn = new Set<string>();
+  const finished: string[] = [];
+  let result: RunResult | undefined;
+  for (let tries = 0; result === undefined && tries < 12; tries++) {
+    let pid = 0;
+    try {
+      result = await run(spec, runDir, {
+        onChild: (child) => {
+          pid = child;
+        },
+        onEvent: (event) => {
+          if (event.type === "stage-finished") finished.push(event.stage);
+          if (event.type !== "stage-started" || killedIn.has(event.stage)) return;
+          if (event.stage === "latency" || event.stage === "verdict") return;
+          killedIn.add(event.stage);
+          process.kill(pid, "SIGKILL");
+        },
+      });
+    } catch (error) {
+      assert.ok(error instanceof AgentError, String(error));
+    }
+  }
+  assert.equal(killedIn.size, 6, "each stage of the child was hit once");
+  assert.equal(new Set(finished).size, finished.length, "no finished stage was done again");
+  assert.deepEqual(result?.candidate, whole.candidate);
+  assert.equal(result?.candidateSha256, whole.candidateSha256);
+  assert.deepEqual(await run(spec, runDir), result, "a finished run returns its result");
+});
+
+test("run: stopped by its signal it says so, and can be taken up", async () => {
+  const abort = new AbortController();
+  const runDir = join(root, "runs", "aborted");
+  const spec = await specOf();
+  const stopped = run(spec, runDir, {
+    signal: abort.signal,
+    onEvent: (event) => {
+      if (event.type === "stage-started" && event.stage === "head") abort.abort();
+    },
+  });
+  await assert.rejects(stopped, (e) => e instanceof AgentError && e.code === "RUN_ABORTED");
+  assert.equal((await run(spec, runDir)).verdict.accepted, true);
+});
+
+test("run: judges an incumbent on the same pictures, whatever classes it has", async () => {
+  const first = join(root, "runs", "first");
+  await run(await specOf({ sparsity: 0 }), first);
+  const second = await run(
+    await specOf({}, join(first, "candidate")),
+    join(root, "runs", "second"),
+  );
+  assert.ok(second.incumbent, "the incumbent was evaluated");
+  assert.ok(second.incumbent.accuracy > 0.9, `${second.incumbent.accuracy}`);
+  assert.equal(second.verdict.againstIncumbent?.bursts, 36);
+});
+
+test("run: sparsity 0 takes nothing away, and N:M its share", async () => {
+  const dense = await run(await specOf({ sparsity: 0 }), join(root, "runs", "dense"));
+  assert.equal(dense.candidate.nonzero, dense.dense.nonzero);
+  assert.equal(dense.candidate.accuracy, dense.dense.accuracy);
+  const nm = await run(await specOf({ pattern: "2:4" }), join(root, "runs", "nm"));
+  assert.ok(nm.candidate.nonzero < 0.65 * nm.dense.nonzero, `${nm.candidate.nonzero}`);
+});
+
+test("run: an unreadable picture is left out and named", async () => {
+  const spec = await specOf();
+  const broken = join(root, "broken.jpg");
+  await writeFile(broken, "no picture");
+  const withBroken = {
+    ...spec,
+    pictures: [
+      ...spec.pictures,
+      { path: broken, label: "fox", burst: "b", role: "train" as const },
+    ],
+  };
+  const result = await run(withBroken, join(root, "runs", "broken"));
+  assert.deepEqual(
+    result.problems.map(({ subject }) => subject),
+    [broken],
+  );
+  assert.match(result.problems[0]!.reason, /not an image/);
+});
+
+test("run: what is no classifier is refused with the reason, and leaves nothing to serve", async () => {
+  const spec = await specOf();
+  const junk = join(root, "junk.onnx");
+  await writeFile(junk, "no model");
+  const runDir = join(root, "runs", "junk");
+  const bad = { ...spec, generalist: { ...spec.generalist, modelPath: junk } };
+  await assert.rejects(run(bad, runDir), (error) => {
+    return error instanceof AgentError && error.code === "MODEL_INVALID";
+  });
+  assert.ok(!(await readdir(runDir)).includes("candidate"), "no candidate");
+});
