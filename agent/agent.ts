@@ -188,9 +188,12 @@ export class Agent {
   }
 
   /** Goes on with an unfinished run, but not on a box that is too hot or has too little power. */
-  async #resumeRuns({ runs, store, readState }: Parts): Promise<void> {
-    if (store.runs.unfinishedRuns().length === 0 || runs.running !== null) return;
+  async #resumeRuns({ runs, store, ...parts }: Parts): Promise<void> {
+    if (store.runs.unfinishedRuns().length === 0 || runs.busy) return;
     const { config, clock, log } = this.#options;
+    // What it was planned on is settled; it is itself the run that other ones wait for.
+    const settled = { runningRun: null, probationRunning: null, classesReady: 2 };
+    const readState = async () => ({ ...(await parts.readState()), ...settled });
     const refusal = await whyNot(true, { config, clock, readState });
     if (refusal === null) await runs.resume();
     else log.info({ reason: refusal }, "an unfinished run waits");

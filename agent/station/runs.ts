@@ -61,6 +61,11 @@ export class RunFlow {
     return this.#running?.id ?? this.#options.store.runs.unfinishedRuns()[0]?.id ?? null;
   }
 
+  /** Whether this process works on a run. */
+  get busy(): boolean {
+    return this.#running !== null;
+  }
+
   /**
    * Starts a run and resolves with its result, after an accepted candidate was handed on.
    *
