@@ -220,7 +220,7 @@ class Demo {
     } finally {
       line.stop();
     }
-    this.#samples(1);
+    this.#samples();
   }
 
   async #plainHead(): Promise<void> {
@@ -261,8 +261,8 @@ class Demo {
     );
     this.#say(`within ${seconds(stopped)}, and takes up the frames that came meanwhile`);
     await this.#labelAll(2);
-    this.#say("what the station had said of some of them:");
-    this.#samples(2);
+    this.#say("what the station says now:");
+    this.#samples();
   }
 
   async #compress(office: FleetOffice): Promise<RunResult> {
@@ -304,6 +304,7 @@ class Demo {
     const took = Date.parse(swap.switchedAt ?? "") - Date.parse(swap.startedAt);
     this.#say(`loaded beside the old model, checked and switched in ${seconds(took / 1000)};`);
     this.#say(`kept after its probation: ${swap.reason}`);
+    this.#samples();
     this.#printFrames(swap);
   }
 
@@ -404,13 +405,13 @@ class Demo {
     );
   }
 
-  /** A few answers to pictures of a round, each of another label. */
-  #samples(round: 1 | 2): void {
+  /** The newest answers, each to a picture of another class. */
+  #samples(): void {
     const rows: string[][] = [];
     const seen = new Set<string>();
     for (const answer of predictions(this.#station).reverse()) {
       const shot = this.#drip.shots.get(basename(answer.path));
-      if (shot?.labeledFor !== round || seen.has(shot.label)) continue;
+      if (!shot || seen.has(shot.label)) continue;
       seen.add(shot.label);
       const { label, probability, runMs, model } = answer;
       const time = `${runMs.toFixed(1)} ms`;
