@@ -15,7 +15,7 @@ export class FleetView {
     this.#client = client;
     client.on("error", () => undefined);
     client.on("message", (topic, payload, { retain }) => {
-      if (payload.length === 0 || !topic.startsWith(`${PREFIX}/`)) return;
+      if (payload.length === 0 || /\/cmd\/[^/]+\/[^/]+$/.test(topic)) return;
       const message = JSON.parse(payload.toString()) as FleetMessage;
       this.#seen.push({ topic: topic.slice(PREFIX.length + 1), retained: retain, message });
     });
