@@ -16,6 +16,16 @@ need_node() {
     fail "Node $(node --version) is too old: version 20.19 or newer is needed"
 }
 
+# better-sqlite3 is compiled where its prebuilt binary cannot be fetched.
+missing_tools() {
+  local tool missing=()
+  for tool in python3 make g++; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+  done
+  [ ${#missing[@]} -eq 0 ] ||
+    printf '. To compile better-sqlite3, install %s (Debian: apt-get install python3 make g++)' "${missing[*]}"
+}
+
 # The lockfile's hash beside what was installed from it says whether anything is to do.
 need_packages() {
   local stamp=node_modules/.taco-installed wanted
@@ -23,7 +33,7 @@ need_packages() {
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     printf 'setup: installing packages (better-sqlite3 may take a minute to compile)\n' >&2
     npm ci --no-audit --no-fund --loglevel=error >&2 ||
-      fail "npm ci failed: where no prebuilt better-sqlite3 can be had, python3, make and g++ must be installed"
+      fail "npm ci failed, see above$(missing_tools)"
     printf '%s' "$wanted" >"$stamp"
   fi
 }

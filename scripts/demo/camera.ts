@@ -205,7 +205,7 @@ async function cutAgain(
 }
 
 /** First of each list, second of each list, and so on. */
-export function inTurn<T>(lists: readonly (readonly T[])[]): T[] {
+function inTurn<T>(lists: readonly (readonly T[])[]): T[] {
   const longest = Math.max(0, ...lists.map(({ length }) => length));
   return Array.from({ length: longest }, (_, turn) =>
     lists.flatMap((list) => list.slice(turn, turn + 1)),

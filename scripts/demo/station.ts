@@ -219,7 +219,7 @@ export class DemoStation {
 }
 
 /** What differs from the defaults, each for the reason that stands beside it. */
-export function demoConfig(settings: StationSettings): Record<string, unknown> {
+function demoConfig(settings: StationSettings): Record<string, unknown> {
   const { id, generalist, cropBottom, sparsity, seed, mqtt } = settings;
   return {
     station: { id, fleet: "demo", dir: "." },
