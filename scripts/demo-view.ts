@@ -45,7 +45,7 @@ function drawnProgress(screen: Screen, name: string, total: number): ProgressLin
   const bars = new MultiBar(
     {
       stream: screen,
-      format: `${name.padEnd(22)} {bar} {percentage}% {value}/{total}  {eta_formatted} left  {note}`,
+      format: `${name.padEnd(22)} {bar} {percentage} % {value}/{total}  {left}  {note}`,
       barsize: 24,
       hideCursor: true,
       // The demo prints nothing while a line is up, and a killed demo must give its cursor back.
@@ -54,14 +54,22 @@ function drawnProgress(screen: Screen, name: string, total: number): ProgressLin
     },
     Presets.shades_classic,
   );
-  const bar = bars.create(total, 0, { note: "" });
+  const bar = bars.create(total, 0, { note: "", left: "" });
+  const startedMs = performance.now();
   return {
     update(done, note, newTotal) {
       if (newTotal !== undefined) bar.setTotal(newTotal);
-      bar.update(done, note === undefined ? {} : { note });
+      const left = timeLeft(done, bar.getTotal(), (performance.now() - startedMs) / 1000);
+      bar.update(done, note === undefined ? { left } : { left, note });
     },
     stop: () => bars.stop(),
   };
+}
+
+/** `12 s left` by the speed so far; at the end how long it took. */
+function timeLeft(done: number, total: number, elapsed: number): string {
+  if (done >= total) return `in ${seconds(elapsed)}`;
+  return done > 0 ? `${seconds((elapsed * (total - done)) / done)} left` : "";
 }
 
 function plainProgress(screen: Screen, name: string, firstTotal: number): ProgressLine {
@@ -71,10 +79,9 @@ function plainProgress(screen: Screen, name: string, firstTotal: number): Progre
   let ended = false;
   const print = (done: number, note: string) => {
     const elapsed = (performance.now() - startedMs) / 1000;
-    const left =
-      done > 0 && done < total ? `, ${seconds((elapsed * (total - done)) / done)} left` : "";
-    const tail = note === "" ? "" : `, ${note}`;
-    screen.write(`${name}: ${done}/${total} after ${seconds(elapsed)}${left}${tail}\n`);
+    const left = done < total ? timeLeft(done, total, elapsed) : "";
+    const tail = [left, note].filter((part) => part !== "").map((part) => `, ${part}`);
+    screen.write(`${name}: ${done}/${total} after ${seconds(elapsed)}${tail.join("")}\n`);
   };
   return {
     update(done, note = "", newTotal = total) {
@@ -128,7 +135,7 @@ export function startRunView(screen: Screen): RunView {
     },
     Presets.shades_classic,
   );
-  const bar = bars.create(100, 0, { stage: "".padEnd(12), left: "", note: "" });
+  const bar = bars.create(100, 0, { stage: "beginning".padEnd(12), left: "", note: "" });
   return {
     update(stage, share, secondsLeft, note) {
       const shown = { stage: stage.padEnd(12), left: left(secondsLeft), note };

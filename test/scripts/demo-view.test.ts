@@ -7,6 +7,7 @@ import {
   printMessages,
   printTitle,
   startProgress,
+  startRunView,
 } from "../../scripts/demo-view.ts";
 
 /** What `print` writes to a screen that is no terminal. */
@@ -55,7 +56,34 @@ test("progress: on a terminal draws the time left and ends its line", () => {
     line.update(3, "done");
     line.stop();
   });
-  assert.match(text, /hessians .*3\/3 {2}\S+ left {2}done/);
+  assert.match(text, /hessians .*3\/3 {2}in \S+ s {2}done/);
+});
+
+test("run view: shows each stage's time and, on a terminal, what is left of the run", () => {
+  const show = (stream: PassThrough) => {
+    const view = startRunView(stream);
+    view.stageEnded("pictures", 3.14);
+    view.update("compress", 0.4, 61, "7 frames");
+    view.stop();
+  };
+  assert.match(written(show), /^ {2}pictures +3\.1 s\n$/);
+  const drawn = written((stream) => show(Object.assign(stream, { isTTY: true, columns: 120 })));
+  assert.match(drawn, /pictures +3\.1 s\n/);
+  assert.match(drawn, /compress .* 40 % {2}61 s left {2}7 frames/);
+});
+
+test("comparison: shows the model of before beside them where it is given", () => {
+  const model = {
+    accuracy: 0.5,
+    macroF1: 0.4,
+    parameters: 8,
+    nonzero: 8,
+    bytes: 32,
+    latencyMsP50: 2,
+  };
+  const text = written((screen) => printComparison(screen, model, model, { ...model, nonzero: 9 }));
+  assert.match(text, /served before/);
+  assert.match(text, /non-zero parameters\s*│\s*9\s*│\s*8\s*│\s*8\s*│\s*1\.00×/);
 });
 
 test("screen: titles, messages and sizes read well", () => {
