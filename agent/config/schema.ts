@@ -240,7 +240,7 @@ const gate = section(
     minMacroF1: v.optional(real(0, 1, "Smallest macro-F1 that is served at all."), 0),
     maxLatencyRatio: v.optional(
       real(0.1, 100, "Largest latency of the candidate over that of the dense specialized model."),
-      1.1,
+      1.2,
     ),
     confidence: v.optional(
       real(0.5, 0.999, "Confidence of the bootstrap interval that the verdict is taken on."),
