@@ -282,3 +282,44 @@ test("station: SIGKILL of any process at any step loses nothing", async (t) => {
     await eventually("they ended", async () => (await living()).length === 0, 10_000);
   });
 });
+
+test("station: a rollback that SIGKILL interrupts is taken up again, and told once", async (t) => {
+  const broker = await startMosquitto();
+  t.after(() => broker.remove());
+  const fleet = await FleetView.connect(broker.url);
+  t.after(() => fleet.close());
+  const station = await TestStation.make({
+    mqtt: { url: broker.url },
+    probation: { frames: 1000, minutes: 1000 },
+  });
+  t.after(() => station.remove());
+  const current = () => readlink(join(station.dir, "models", "current"));
+  await station.label(8);
+  await station.start();
+  await station.labeled(24);
+  const generalist = await current();
+  for (const [i, step] of ["swap.loaded", "swap.pointer-renamed"].entries()) {
+    await fleet.command("specialize", `learn-${i}`, '{"force": true}');
+    await fleet.end("specialize", `learn-${i}`);
+    assert.notEqual(await current(), generalist);
+    const reached = station.until((line) => line.step === step);
+    await fleet.command("rollback", `back-${i}`, "{}");
+    await reached;
+    await station.kill();
+    await station.start();
+    await eventually(`the way back after ${step}`, () => fleet.of("e/rollback").length === i + 1);
+    assert.equal(await current(), generalist);
+    assert.equal(fleet.last("e/rollback")?.["cause"], "command");
+    const swap = station.ask((r) => r.listSwaps().find(({ kind }) => kind === "swap"));
+    assert.equal(swap?.state, "rolled_back");
+    assert.equal(
+      station.ask((r) => r.summary(Date.now()).currentModel?.sha256),
+      generalist,
+    );
+    await station.shoot(2, 100 * i);
+    await station.predicted(2 * (i + 1));
+    // The same labels would give the same model, which is not learned twice in a row.
+    await station.label(1, 200_000 + i);
+    await station.labeled(24 + 3 * (i + 1));
+  }
+});
