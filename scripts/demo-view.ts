@@ -142,7 +142,11 @@ export function startRunView(screen: Screen): RunView {
       bar.update(Math.round(100 * share), shown);
     },
     stageEnded: (stage, time) => bars.log(ended(stage, time)),
-    stop: () => bars.stop(),
+    stop() {
+      // Lines since the last drawing would be lost.
+      bars.update();
+      bars.stop();
+    },
   };
 }
 
