@@ -1,6 +1,15 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { type FileHandle, mkdir, open, readFile, rename, rm, symlink } from "node:fs/promises";
+import {
+  access,
+  type FileHandle,
+  mkdir,
+  open,
+  readFile,
+  rename,
+  rm,
+  symlink,
+} from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { AgentError, systemCode } from "./errors.ts";
@@ -27,6 +36,17 @@ export async function writeFileAtomic(path: string, content: string | Uint8Array
     throw diskError(error, path);
   }
   await syncFolder(dirname(path));
+}
+
+/** Whether something lies at a path. @throws the system's error where that cannot be told. */
+export async function fileExists(path: string): Promise<boolean> {
+  try {
+    await access(path);
+    return true;
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return false;
+    throw error;
+  }
 }
 
 /** {@link writeFileAtomic} of a value as indented JSON. */

@@ -1,6 +1,5 @@
 import { constants } from "node:fs";
 import {
-  access,
   copyFile,
   lstat,
   mkdir,
@@ -15,7 +14,14 @@ import {
 } from "node:fs/promises";
 import { join } from "node:path";
 import { AgentError, messageOf, systemCode } from "../errors.ts";
-import { diskError, publishByRename, replaceSymlink, sha256File, syncFolder } from "../files.ts";
+import {
+  diskError,
+  fileExists,
+  publishByRename,
+  replaceSymlink,
+  sha256File,
+  syncFolder,
+} from "../files.ts";
 import {
   type KnownAnswers,
   knownAnswersSchema,
@@ -95,7 +101,7 @@ export class ModelRegistry {
     const { sha256 } = model.manifest;
     const folder = this.folder(sha256);
     await mkdir(this.modelsDir, { recursive: true });
-    if (await exists(folder)) {
+    if (await fileExists(folder)) {
       const validity = await this.validateModel(sha256);
       if (validity.valid) return sha256;
       await this.#setAside(sha256);
@@ -136,7 +142,7 @@ export class ModelRegistry {
    * @throws {AgentError} REGISTRY_INVALID if it is not in the registry.
    */
   async setCurrent(sha256: string): Promise<void> {
-    if (!(await exists(this.folder(sha256)))) {
+    if (!(await fileExists(this.folder(sha256)))) {
       throw new AgentError(
         "REGISTRY_INVALID",
         `${sha256} cannot become current: it is not in ${this.modelsDir}; publish it first`,
@@ -172,7 +178,7 @@ export class ModelRegistry {
     const current = await this.readCurrent();
     if (current === null) return null;
     const incumbent = await this.#incumbentOf(current);
-    return incumbent !== null && (await exists(this.folder(incumbent))) ? incumbent : null;
+    return incumbent !== null && (await fileExists(this.folder(incumbent))) ? incumbent : null;
   }
 
   /**
@@ -324,7 +330,7 @@ async function validateFolder(folder: string, sha256: string): Promise<ModelVali
       return { valid: false, reason: `model.json is that of ${manifest.sha256}` };
     }
     const onnx = join(folder, "model.onnx");
-    if (!(await exists(onnx))) return { valid: false, reason: "model.onnx is missing" };
+    if (!(await fileExists(onnx))) return { valid: false, reason: "model.onnx is missing" };
     const actual = await sha256File(onnx);
     if (actual === sha256) return { valid: true, manifest };
     return { valid: false, reason: `model.onnx has the SHA-256 ${actual}: damaged or incomplete` };
@@ -342,16 +348,6 @@ function createdMs(model: ListedModel): number {
 function checkedSha256(sha256: string): string {
   if (SHA256.test(sha256)) return sha256;
   throw new RangeError(`expected a SHA-256 in lower-case hex, got "${sha256}"`);
-}
-
-async function exists(path: string): Promise<boolean> {
-  try {
-    await access(path);
-    return true;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return false;
-    throw error;
-  }
 }
 
 async function lstatIfExists(path: string) {

@@ -1,11 +1,11 @@
 import { randomBytes } from "node:crypto";
-import { access, readdir, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, isoTime } from "../clock.ts";
 import type { StationConfig } from "../config/schema.ts";
-import { AgentError, messageOf, systemCode } from "../errors.ts";
-import { readJsonIfExists } from "../files.ts";
+import { AgentError, messageOf } from "../errors.ts";
+import { fileExists, readJsonIfExists } from "../files.ts";
 import type { BuildMessage } from "../fleet/messages.ts";
 import type { GeneralistDescription } from "../generalist/description.ts";
 import type { Logger } from "../log.ts";
@@ -392,14 +392,4 @@ export async function restoreBurstRoles(store: Store, runsDir: string, log: Logg
 export function runId(nowMs: number): string {
   const time = isoTime(nowMs).replaceAll(/[-:]|\.\d+/g, "");
   return `${time}-${randomBytes(2).toString("hex")}`;
-}
-
-async function fileExists(path: string): Promise<boolean> {
-  try {
-    await access(path);
-    return true;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return false;
-    throw error;
-  }
 }

@@ -1,9 +1,9 @@
 import { constants } from "node:fs";
-import { access, copyFile, mkdir, open, readdir, rm, stat } from "node:fs/promises";
+import { copyFile, mkdir, open, readdir, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { type Clock, isoTime } from "../clock.ts";
 import { AgentError, messageOf, systemCode } from "../errors.ts";
-import { diskError, publishByRename } from "../files.ts";
+import { diskError, fileExists, publishByRename } from "../files.ts";
 import type { Logger } from "../log.ts";
 import { checkSoundness } from "./check.ts";
 import { type Connection, connect, connectReadOnly } from "./connection.ts";
@@ -111,27 +111,16 @@ export async function setAside(path: string, clock: Clock): Promise<string | und
   for (const name of earlier.slice(0, -1)) await removeDatabase(join(folder, name));
   const stamp = isoTime(clock.nowMs()).replace(/[-:]|\.\d+/g, "");
   let target = `${path}.corrupt-${stamp}`;
-  for (let n = 2; await exists(target); n++) target = `${path}.corrupt-${stamp}-${n}`;
+  for (let n = 2; await fileExists(target); n++) target = `${path}.corrupt-${stamp}-${n}`;
   let moved: string | undefined;
   // The main file first: after a power cut in between, the next start finds none and comes back
   // here for the rest, so that no old log ever lies beside a restored file.
   for (const suffix of ["", "-wal", "-shm"]) {
-    if (!(await exists(`${path}${suffix}`))) continue;
+    if (!(await fileExists(`${path}${suffix}`))) continue;
     await publishByRename(`${path}${suffix}`, `${target}${suffix}`);
     moved = target;
   }
   return moved;
-}
-
-/** Whether there is anything at the path. */
-async function exists(path: string): Promise<boolean> {
-  try {
-    await access(path);
-    return true;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return false;
-    throw error;
-  }
 }
 
 /**
