@@ -1,8 +1,23 @@
 #!/usr/bin/env bash
-# Shows the main job on an embedded default in some minutes: a camera station that gets frames and
-# labels, specializes and compresses its model, proves it and swaps it in. Needs Node 20.19 or
-# newer; installs and builds what is missing. Runs twice without harm. Options: --help.
+# Shows the main job in a few minutes: a camera station gets frames and labels, specializes and
+# compresses its model, proves it and swaps it in. Needs Node 20.19 or newer; installs and builds
+# what is missing. Runs twice without harm.
+#
+#   scripts/demo.sh [--images FOLDER] [--mqtt URL] [--dir FOLDER] [--seed N] [--sparsity SHARE]
+#
+#   --images FOLDER   your own pictures, in folders named by what they show (default: drawn ones)
+#   --mqtt URL        your broker (default: one inside the demo)
+#   --dir FOLDER      folder of the station, emptied where an earlier demo made it (default:
+#                     demo-station)
+#   --seed N          seed of the drawn pictures and of the run (default: 3)
+#   --sparsity SHARE  share of zeros in pruned layers (default: 0.5)
 set -euo pipefail
+for argument in "$@"; do
+  if [ "$argument" = --help ] || [ "$argument" = -h ]; then
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+    exit 0
+  fi
+done
 caller=$PWD
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
