@@ -2,12 +2,14 @@ import { cpus, totalmem } from "node:os";
 import { Command } from "commander";
 import { benchServing } from "./serving.ts";
 import { benchSpecialize } from "./specialize.ts";
+import { benchStation } from "./station.ts";
 import { benchSwap } from "./swap.ts";
 
 /** Every benchmark by name; each compares two things in one run, or says where time goes. */
 const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   serving: () => benchServing(),
   swap: () => benchSwap(),
+  station: () => benchStation(),
   specialize: () => benchSpecialize(),
 };
 

@@ -1,10 +1,11 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { RunResult } from "../../agent/specialize/spec.ts";
+import { watchMemory } from "./process-memory.ts";
 
 /** What the run is made of. */
 export interface SpecializeBenchOptions {
@@ -14,7 +15,6 @@ export interface SpecializeBenchOptions {
 
 const ROOT = join(import.meta.dirname, "..", "..");
 const BENCH = join(ROOT, "..", "shared", "bench");
-const SAMPLE_MS = 200;
 
 /**
  * One whole run of `taco specialize` as a person starts it: seconds of each stage with the share
@@ -63,47 +63,5 @@ export async function benchSpecialize(options: SpecializeBenchOptions = {}): Pro
     };
   } finally {
     await rm(out, { recursive: true, force: true });
-  }
-}
-
-/** Follows the resident peaks (VmHWM of proc(5)) of a process and its children, by role. */
-function watchMemory(pid: number): { stop(): Record<string, number> } {
-  const peaks: Record<string, number> = {};
-  const look = () => {
-    for (const id of [pid, ...childrenOf(pid)]) {
-      try {
-        const command = readFileSync(`/proc/${id}/cmdline`, "utf8");
-        const status = readFileSync(`/proc/${id}/status`, "utf8");
-        const role = command.includes("inference-child")
-          ? "inference"
-          : command.includes("specialize/child")
-            ? "specialize"
-            : "commandLine";
-        const kilobytes = Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 0);
-        peaks[role] = Math.max(peaks[role] ?? 0, kilobytes * 1024);
-      } catch {
-        // The process ended between the listing and the look.
-      }
-    }
-  };
-  const timer = setInterval(look, SAMPLE_MS);
-  return {
-    stop: () => {
-      clearInterval(timer);
-      return peaks;
-    },
-  };
-}
-
-function childrenOf(pid: number): number[] {
-  try {
-    return readdirSync(`/proc/${pid}/task`).flatMap((task) =>
-      readFileSync(`/proc/${pid}/task/${task}/children`, "utf8")
-        .split(" ")
-        .filter((text) => text !== "")
-        .map(Number),
-    );
-  } catch {
-    return [];
   }
 }
