@@ -505,10 +505,11 @@ class Demo {
     this.#say(`$ ${this.#options.shownTaco} ${words}`);
   }
 
-  /** A path as it is shortest from where the demo was started. */
+  /** A path as it is shortest from where the demo was started, to be pasted into a shell. */
   #shown(path: string): string {
-    const short = relative(process.cwd(), path);
-    return short.startsWith("..") ? path : short;
+    const relativePath = relative(process.cwd(), path);
+    const short = relativePath.startsWith("..") ? path : relativePath;
+    return /^[\w./+:@-]+$/.test(short) ? short : `'${short.replaceAll("'", "'\\''")}'`;
   }
 }
 
