@@ -3,6 +3,7 @@ import { readFile, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, relative } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import * as v from "valibot";
+import { stationConfigSchema } from "../../agent/config/schema.ts";
 import { AgentError } from "../../agent/errors.ts";
 import { addGeneralist } from "../../agent/generalist/add.ts";
 import { createLogger } from "../../agent/log.ts";
@@ -37,7 +38,7 @@ import {
   type SwapRow,
   swapOf,
 } from "./questions.ts";
-import { DemoStation } from "./station.ts";
+import { DemoStation, MAX_DROP_POINTS } from "./station.ts";
 
 /** What a demo is asked to show. */
 export interface DemoOptions {
@@ -64,6 +65,7 @@ export interface DemoOptions {
 }
 
 const STATION = "HV0406";
+const DEFAULTS = v.parse(stationConfigSchema, { station: { id: STATION, dir: "." } });
 const POLL_MS = 200;
 const SAMPLES = 5;
 /** A picture is answered within this time, or something is wrong. */
@@ -286,6 +288,12 @@ class Demo {
     printComparison(this.#screen, figures(dense), figures(candidate), before);
     this.#say("To ONNX and to this CPU a zero is a weight like any other: bytes stay, and what");
     this.#say("differs in latency is chance.");
+    this.#say(
+      `The gate of this demo lets ${MAX_DROP_POINTS} points of accuracy go (a station's default is`,
+    );
+    this.#say(
+      `${DEFAULTS.gate.maxDropPoints}): so few held-out frames cannot tell less from chance.`,
+    );
     this.#say(`verdict: ${verdict.accepted ? "accepted" : "refused"}`);
     for (const reason of verdict.reasons) this.#say(`  · ${reason}`);
     if (verdict.accepted) return result;
@@ -405,11 +413,13 @@ class Demo {
     );
   }
 
-  /** The newest answers, each to a picture of another class. */
+  /** The newest answers of the model that answers now, each to a picture of another class. */
   #samples(): void {
     const rows: string[][] = [];
     const seen = new Set<string>();
-    for (const answer of predictions(this.#station).reverse()) {
+    const newestFirst = predictions(this.#station).reverse();
+    for (const answer of newestFirst) {
+      if (answer.modelSha256 !== newestFirst[0]?.modelSha256) continue;
       const shot = this.#drip.shots.get(basename(answer.path));
       if (!shot || seen.has(shot.label)) continue;
       seen.add(shot.label);
