@@ -34,7 +34,7 @@ export interface Outcome {
 const MARKER = ".made-by-demo";
 /**
  * Points of accuracy that the demo's candidate may lose. On a hundred held-out frames compressing
- * to 50 % cost between +1 and −5.4 points in six runs that differed by nothing but the split.
+ * to 50 % cost between +1 and −5.4 points in five runs that differed by nothing but the split.
  */
 export const MAX_DROP_POINTS = 10;
 const STOP_MS = 15_000;
