@@ -86,8 +86,8 @@ test("station: broken pictures go to quarantine with their reason, all others ar
     assert.equal(told.reason, row["reason"], file);
   }
   assert.ok(station.alive);
-  await station.shoot(3);
   const predicted = settled().filter(({ state }) => state === "done").length;
+  await station.shoot(3);
   t.diagnostic(`${predicted} predicted, ${quarantined.length / 2} in quarantine`);
   await station.predicted(predicted + 3);
 });
