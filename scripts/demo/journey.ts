@@ -288,12 +288,11 @@ class Demo {
     printComparison(this.#screen, figures(dense), figures(candidate), before);
     this.#say("To ONNX and to this CPU a zero is a weight like any other: bytes stay, and what");
     this.#say("differs in latency is chance.");
+    const usual = DEFAULTS.gate.maxDropPoints;
     this.#say(
-      `The gate of this demo lets ${MAX_DROP_POINTS} points of accuracy go (a station's default is`,
+      `The demo's gate lets ${MAX_DROP_POINTS} points of accuracy go; a station's default is ${usual}. With as`,
     );
-    this.#say(
-      `${DEFAULTS.gate.maxDropPoints}): so few held-out frames cannot tell less from chance.`,
-    );
+    this.#say("few training pictures as here, the zeros cost a few points of accuracy.");
     this.#say(`verdict: ${verdict.accepted ? "accepted" : "refused"}`);
     for (const reason of verdict.reasons) this.#say(`  · ${reason}`);
     if (verdict.accepted) return result;
