@@ -19,23 +19,8 @@ import { extractSubgraph, withExtraOutputs } from "../onnx/subgraph.ts";
 import type { TensorValue } from "../runtime/session.ts";
 import { ActivationStore } from "./activation-store.ts";
 import type { Engine, EngineSession } from "./engine.ts";
+import type { Calibration, CompressEnvironment, LayerReport } from "./environment.ts";
 import { cutSegments, type Segment } from "./segments.ts";
-
-/** The calibration pictures as the network's input, batch by batch, the same at every call. */
-export interface Calibration {
-  readonly batches: number;
-  read(batch: number): Promise<TensorValue>;
-}
-
-/** What was done to one layer. */
-export interface LayerReport {
-  readonly name: string;
-  readonly method: string;
-  /** Share of zeros in the layer's weights. */
-  readonly sparsity: number;
-  /** ‖(Ŵ−W)X‖² / ‖WX‖² on the calibration pictures; null where the layer was left alone. */
-  readonly relativeLoss: number | null;
-}
 
 /** A network half-way through compression, as a checkpoint keeps it. */
 export interface Progress {
@@ -46,22 +31,13 @@ export interface Progress {
 }
 
 /** How {@link compressNetwork} works. */
-export interface CompressOptions {
+export interface CompressOptions extends CompressEnvironment {
   readonly pattern: Pattern;
   readonly blockSize: number;
-  readonly damping: number;
-  readonly engine: Engine;
-  readonly calibration: Calibration;
-  /** Folder for what does not fit in memory. */
-  readonly workDir: string;
-  /** Bytes of activations kept in memory at one border. */
-  readonly memoryBytes: number;
   /** Where an earlier, interrupted call came to. */
   readonly resume?: Progress;
-  readonly onProgress: (done: number, total: number) => void;
   /** Called after each segment. */
   readonly onSegment: (progress: Progress) => Promise<void>;
-  readonly signal: AbortSignal;
 }
 
 /**

@@ -20,13 +20,9 @@ import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import { DataType, floatTensor } from "../onnx/tensor.ts";
 import { makeKnownAnswers } from "../runtime/known-answers.ts";
 import { openSession } from "../runtime/session.ts";
-import {
-  type Calibration,
-  compressNetwork,
-  type LayerReport,
-  type Progress,
-} from "./compress-network.ts";
+import { compressNetwork, type Progress } from "./compress-network.ts";
 import type { Engine } from "./engine.ts";
+import type { Calibration, LayerReport } from "./environment.ts";
 import { type FrameOutcome, outcomesOf, scoreFrames } from "./evaluate.ts";
 import type { Evaluation, ModelEvaluation } from "./evaluation-file.ts";
 import { fitHead, mapLabels, type SpecialistHead, sliceHead } from "./fit-head.ts";

@@ -12,13 +12,9 @@ import { normalizeGraph } from "../../agent/onnx/normalize.ts";
 import { findPrunableLayers, readWeightMatrix } from "../../agent/onnx/prunable-layers.ts";
 import { withExtraOutputs } from "../../agent/onnx/subgraph.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
-import {
-  type Calibration,
-  compressNetwork,
-  type LayerReport,
-  type Progress,
-} from "../../agent/specialize/compress-network.ts";
+import { compressNetwork, type Progress } from "../../agent/specialize/compress-network.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
+import type { Calibration, LayerReport } from "../../agent/specialize/environment.ts";
 import { BENCH_ABSENT, benchPath } from "../bench-data.helpers.ts";
 
 const LOG = createLogger("error");
