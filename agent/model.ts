@@ -35,6 +35,18 @@ export const preprocessingSchema = v.strictObject({
 /** See {@link preprocessingSchema}. */
 export type Preprocessing = v.InferOutput<typeof preprocessingSchema>;
 
+/** The same view of a picture for a network with another input size, in pixels. */
+export function preprocessingAt(
+  preprocessing: Preprocessing,
+  { height, width }: { readonly height: number; readonly width: number },
+): Preprocessing {
+  const { resize } = preprocessing;
+  if (resize.mode === "stretch") return { ...preprocessing, height, width };
+  const scale = Math.min(height / preprocessing.height, width / preprocessing.width);
+  const size = Math.max(height, width, Math.round(resize.size * scale));
+  return { ...preprocessing, height, width, resize: { mode: "shortSide", size } };
+}
+
 /** What one model scored on held-out pictures, and what it weighs. */
 export const modelMetricsSchema = v.strictObject({
   /** Share of held-out frames whose top class is right, in [0, 1]. */
