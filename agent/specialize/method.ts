@@ -1,0 +1,119 @@
+import { checkPattern, type Pattern } from "../compress/pattern.ts";
+
+/** Function that a network's swish is replaced by; `keep` leaves it. */
+export type Activations = "keep" | "hard-swish" | "relu";
+
+/** What is done to a network, the same to all of its layers; each part may be left out. */
+export interface FixedMethod {
+  readonly kind: "fixed";
+  /** Height and width of the network's input in pixels; null: the generalist's own. */
+  readonly inputSize: number | null;
+  /** Share of internal channels and attention heads taken away; 0 for none. */
+  readonly structured: number;
+  readonly activations: Activations;
+  /** Which weights become zero; null for none. */
+  readonly pattern: Pattern | null;
+  readonly int8: boolean;
+}
+
+/** How a network is compressed: as stated, or as a search for a budget finds best. */
+export type Method = FixedMethod | { readonly kind: "auto" };
+
+/** What a method may look like, for messages. */
+export const METHOD_SYNTAX =
+  '"auto", "none", or parts joined by "+": unstructured:0.5 | nm:2:4 | block4:0.5 (one of them), ' +
+  "structured:0.5, int8, size:160, hard-swish or relu";
+
+const NOTHING: FixedMethod = {
+  kind: "fixed",
+  inputSize: null,
+  structured: 0,
+  activations: "keep",
+  pattern: null,
+  int8: false,
+};
+
+/**
+ * Reads a method as users write it, as in `size:160+structured:0.5+int8`.
+ *
+ * @throws {RangeError} saying what was expected.
+ */
+export function parseMethod(text: string): Method {
+  if (text === "auto") return { kind: "auto" };
+  if (text === "none") return NOTHING;
+  return text
+    .split("+")
+    .reduce((method, part) => ({ ...method, ...partOf(part, method) }), NOTHING);
+}
+
+function partOf(part: string, before: FixedMethod): Partial<FixedMethod> {
+  const [name = "", ...values] = part.trim().split(":");
+  const [first, second] = values.map(Number);
+  const only = (count: number): void => {
+    if (values.length !== count || values.some((value) => !(Number(value) >= 0))) throw wrong(part);
+  };
+  const pattern = (value: Pattern): Partial<FixedMethod> => {
+    if (before.pattern !== null) throw wrong(part);
+    checkPattern(value);
+    return { pattern: value };
+  };
+  switch (name) {
+    case "unstructured":
+      only(1);
+      return pattern({ kind: "unstructured", sparsity: first! });
+    case "nm":
+      only(2);
+      if (!(first! > 0 && first! < second!)) throw wrong(part);
+      return pattern({ kind: "n:m", n: first!, m: second! });
+    case "structured":
+      only(1);
+      if (!(first! < 1)) throw wrong(part);
+      return { structured: first! };
+    case "size":
+      only(1);
+      if (!(Number.isInteger(first) && first! >= 16)) throw wrong(part);
+      return { inputSize: first! };
+    case "int8":
+      only(0);
+      return { int8: true };
+    case "hard-swish":
+    case "relu":
+      only(0);
+      return { activations: name };
+    default:
+      throw wrong(part);
+  }
+}
+
+function wrong(part: string): RangeError {
+  return new RangeError(`method: expected ${METHOD_SYNTAX}; got "${part.trim()}"`);
+}
+
+/** A method as {@link parseMethod} reads it. */
+export function formatMethod(method: Method): string {
+  if (method.kind === "auto") return "auto";
+  const { inputSize, structured, activations, pattern, int8 } = method;
+  const parts = [
+    inputSize === null ? "" : `size:${inputSize}`,
+    structured === 0 ? "" : `structured:${structured}`,
+    activations === "keep" ? "" : activations,
+    pattern === null ? "" : formatPattern(pattern),
+    int8 ? "int8" : "",
+  ].filter((part) => part !== "");
+  return parts.length === 0 ? "none" : parts.join("+");
+}
+
+/** A pattern as a part of a method. */
+export function formatPattern(pattern: Pattern): string {
+  return pattern.kind === "unstructured"
+    ? `unstructured:${pattern.sparsity}`
+    : `nm:${pattern.n}:${pattern.m}`;
+}
+
+/** Whether a method leaves the network as it is, to the last weight. */
+export function changesNothing(method: Method): boolean {
+  if (method.kind === "auto") return false;
+  const { inputSize, structured, activations, pattern, int8 } = method;
+  const zeros = pattern?.kind === "unstructured" ? pattern.sparsity : (pattern?.n ?? 0);
+  return inputSize === null && structured === 0 && activations === "keep" && zeros === 0 && !int8;
+}
