@@ -41,9 +41,9 @@ const NOTHING: FixedMethod = {
 export function parseMethod(text: string): Method {
   if (text === "auto") return { kind: "auto" };
   if (text === "none") return NOTHING;
-  return text
-    .split("+")
-    .reduce((method, part) => ({ ...method, ...partOf(part, method) }), NOTHING);
+  let method = NOTHING;
+  for (const part of text.split("+")) method = Object.assign({}, method, partOf(part, method));
+  return method;
 }
 
 function partOf(part: string, before: FixedMethod): Partial<FixedMethod> {
