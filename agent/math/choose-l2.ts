@@ -39,6 +39,8 @@ export interface ChosenL2 {
   readonly scores: readonly { readonly l2: number; readonly score: number }[];
   /** Samples that were held out in some fold; 0 means that `l2` is the fallback. */
   readonly judged: number;
+  /** Probability of each sample's class at `l2` while it was held out; NaN where it never was. */
+  readonly likelihoods: Float64Array;
 }
 
 const GRID: readonly number[] = [10, 1, 0.1, 0.01, 0.001, 0.0001];
@@ -58,7 +60,8 @@ export async function chooseL2(data: HeadData, options: ChooseL2Options): Promis
   if (grid.length === 0) throw new RangeError("grid: expected at least one penalty, got none");
   const foldOf = assignFolds(data, groups, folds, seed);
   const judgedOn = Array.from(foldOf.keys()).filter((i) => foldOf[i]! >= 0);
-  if (judgedOn.length === 0) return { l2: fallback, scores: [], judged: 0 };
+  const likelihoods = new Float64Array(data.samples).fill(Number.NaN);
+  if (judgedOn.length === 0) return { l2: fallback, scores: [], judged: 0, likelihoods };
   const space = await standardizedSpace(data, gemm);
   const losses = grid.map(() => new Float64Array(data.samples));
   for (let fold = 0; fold < folds; fold++) {
@@ -94,7 +97,9 @@ export async function chooseL2(data: HeadData, options: ChooseL2Options): Promis
     return { l2, score };
   });
   const best = scores.reduce((a, b) => (b.score < a.score ? b : a));
-  return { l2: best.l2, scores, judged: judgedOn.length };
+  const atBest = losses[scores.indexOf(best)]!;
+  for (const i of judgedOn) likelihoods[i] = Math.exp(-atBest[i]!);
+  return { l2: best.l2, scores, judged: judgedOn.length, likelihoods };
 }
 
 /**
