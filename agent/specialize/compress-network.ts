@@ -19,7 +19,8 @@ import { extractSubgraph, withExtraOutputs } from "../onnx/subgraph.ts";
 import type { TensorValue } from "../runtime/session.ts";
 import { ActivationStore } from "./activation-store.ts";
 import type { Engine, EngineSession } from "./engine.ts";
-import type { Calibration, CompressEnvironment, LayerReport } from "./environment.ts";
+import type { Calibration, CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
+import type { LayerPattern } from "./layer-patterns.ts";
 import { cutSegments, type Segment } from "./segments.ts";
 
 /** A network half-way through compression, as a checkpoint keeps it. */
@@ -32,19 +33,22 @@ export interface Progress {
 
 /** How {@link compressNetwork} works. */
 export interface CompressOptions extends CompressEnvironment {
-  readonly pattern: Pattern;
-  readonly blockSize: number;
+  /** What each layer gets; {@link uniformPattern} gives all that are worth it the same. */
+  readonly patternOf: (layer: PrunableLayer) => LayerPattern;
+  /**
+   * `obs`, the default: SparseGPT, least squares on its mask, statistics correction. `wanda` and
+   * `magnitude` take weights away and change no others: what is to be beaten.
+   */
+  readonly method?: "obs" | "wanda" | "magnitude";
+  /** Whether outputs get the dense mean and spread; by default with `obs` alone. */
+  readonly correct?: boolean;
+  /** Columns that SparseGPT decides on at once; default 128. */
+  readonly blockSize?: number;
   /** Where an earlier, interrupted call came to. */
   readonly resume?: Progress;
   /** Called after each segment. */
-  readonly onSegment: (progress: Progress) => Promise<void>;
+  readonly onSegment?: (progress: Progress) => Promise<void>;
 }
-
-/**
- * Fewest inputs that one output of a layer must see to be worth pruning: such layers, depthwise
- * ones and stems hold a percent or two of the weights, and the network depends on every one.
- */
-const MIN_INPUTS = 32;
 
 /**
  * Prunes a network layer by layer from the picture on (sequential SparseGPT/FastOBC): each layer
@@ -58,12 +62,9 @@ const MIN_INPUTS = 32;
  * @param dense normalized network from the picture to its features.
  * @returns the compressed network and what was done to each layer, in the order of the network.
  */
-export async function compressNetwork(
-  dense: Graph,
-  options: CompressOptions,
-): Promise<{ graph: Graph; reports: LayerReport[] }> {
+export async function compressNetwork(dense: Graph, options: CompressOptions): Promise<PassResult> {
   const { calibration, engine, signal } = options;
-  const { pruned, left } = chooseLayers(dense);
+  const { pruned, left } = chooseLayers(dense, options);
   const segments = cutSegments(dense, pruned, await borderSizes(dense, engine, calibration));
   let graph = options.resume?.graph ?? dense;
   let done = options.resume?.segments ?? 0;
@@ -91,7 +92,7 @@ export async function compressNetwork(
       }
       await disposeBoth(borders);
       borders = { dense: next.border, compressed };
-      await options.onSegment({ graph, segments: done + 1, reports: [...reports] });
+      await options.onSegment?.({ graph, segments: done + 1, reports: [...reports] });
     }
   } finally {
     await disposeBoth(borders);
@@ -99,36 +100,29 @@ export async function compressNetwork(
   const order = new Map(findPrunableLayers(dense).map(({ name }, index) => [name, index]));
   const all = [...reports, ...left];
   all.sort((a, b) => (order.get(a.name) ?? 0) - (order.get(b.name) ?? 0));
-  return { graph, reports: all };
+  return { graph, reports: all, refused: [] };
 }
 
 /** Which layers are pruned, and why the others are not. */
-function chooseLayers(graph: Graph): { pruned: PrunableLayer[]; left: LayerReport[] } {
+function chooseLayers(
+  graph: Graph,
+  { patternOf }: CompressOptions,
+): { pruned: PrunableLayer[]; left: LayerReport[] } {
   const pruned: PrunableLayer[] = [];
   const left: LayerReport[] = [];
-  const input = graph.inputs[0]!.name;
   for (const layer of findPrunableLayers(graph)) {
-    const reason = reasonToLeave(layer, input);
-    if (reason === null) pruned.push(layer);
-    else
-      left.push({ name: layer.name, method: `dense: ${reason}`, sparsity: 0, relativeLoss: null });
+    const pattern = patternOf(layer);
+    if (pattern.kind !== "dense") pruned.push(layer);
+    else {
+      const method = `dense: ${pattern.reason}`;
+      left.push({ name: layer.name, method, sparsity: 0, relativeLoss: null });
+    }
   }
   return { pruned, left };
 }
 
-function reasonToLeave(layer: PrunableLayer, input: string): string | null {
-  if (layer.inputName === input) return "it reads the picture";
-  if (layer.sharedWith.length > 0) return `its weights serve ${layer.sharedWith.join(", ")} too`;
-  const area = layer.kernel.reduce((product, size) => product * size, 1);
-  if (layer.groups > 1 && layer.inFeaturesPerGroup === area) return "it is depthwise";
-  if (layer.inFeaturesPerGroup < MIN_INPUTS) {
-    return `${layer.inFeaturesPerGroup} inputs an output are too few to take some away`;
-  }
-  return null;
-}
-
 /** Values of the calibration set at one border; the picture itself where there is no store. */
-interface Border {
+export interface Border {
   readonly name: string;
   readonly store: ActivationStore | null;
   /** Shape of each batch. */
@@ -145,7 +139,11 @@ async function disposeBoth({ dense, compressed }: Borders): Promise<void> {
   await compressed.store?.dispose();
 }
 
-function readBorder(border: Border, batch: number, options: CompressOptions): Promise<TensorValue> {
+function readBorder(
+  border: Border,
+  batch: number,
+  options: CompressEnvironment,
+): Promise<TensorValue> {
   if (border.store === null) return options.calibration.read(batch);
   const dims = border.dims[batch]!;
   return border.store.read(batch).then((data) => ({ data, dims }));
@@ -173,7 +171,7 @@ async function bordersAt(
 async function overBorder(
   part: Graph,
   border: Border,
-  options: CompressOptions,
+  options: CompressEnvironment,
   each: (batch: number, outputs: Record<string, TensorValue>) => Promise<void> | void,
 ): Promise<void> {
   const session: EngineSession = await options.engine.open(part);
@@ -189,10 +187,10 @@ async function overBorder(
 }
 
 /** The next border: the first output of `part`, kept. */
-async function advance(
+export async function advance(
   part: Graph,
   border: Border,
-  options: CompressOptions,
+  options: CompressEnvironment,
   name: string,
   each: (outputs: Record<string, TensorValue>) => void = () => undefined,
 ): Promise<Border> {
@@ -292,12 +290,12 @@ async function pruneWave(
   return { graph: result, reports };
 }
 
-async function collectGrams(
+export async function collectGrams(
   graph: Graph,
   segment: Segment,
   wave: readonly PrunableLayer[],
   border: Border,
-  options: CompressOptions,
+  options: CompressEnvironment,
 ): Promise<LayerGram[]> {
   const inputs = [...new Set(wave.map(({ inputName }) => inputName))];
   const reach = inputs.filter((name) => name !== segment.inputName);
@@ -337,6 +335,8 @@ async function solveLayer(
   const cols = layer.inFeaturesPerGroup;
   const bias = readBias(graph, layer);
   const takesBias = bias !== null || layer.opType === "Conv";
+  const pattern = options.patternOf(layer);
+  if (pattern.kind === "dense") throw new TypeError(`"${layer.name}" is to stay dense`);
   const solved = await pruneLayer({
     weights: readWeightMatrix(graph, layer),
     rows,
@@ -344,8 +344,8 @@ async function solveLayer(
     ...(bias ? { bias } : {}),
     gram,
     kernelArea: layer.kernel.reduce((area, size) => area * size, 1),
-    pattern: options.pattern,
-    blockSize: options.blockSize,
+    pattern,
+    ...(options.blockSize === undefined ? {} : { blockSize: options.blockSize }),
     damping: options.damping,
     centered: takesBias,
     gemm: options.engine.gemm,
@@ -362,7 +362,7 @@ async function solveLayer(
   const zeros = weights.reduce((count, w) => count + (w === 0 ? 1 : 0), 0);
   const report: LayerReport = {
     name: dense.name,
-    method: methodName(options.pattern),
+    method: methodName(pattern),
     sparsity: zeros / (rows * cols),
     relativeLoss: solved.relativeLoss,
   };
@@ -382,7 +382,7 @@ function methodName(pattern: Pattern): string {
 }
 
 /** Values of one picture at every border, the input included: one run of the first batch. */
-async function borderSizes(
+export async function borderSizes(
   graph: Graph,
   engine: Engine,
   calibration: Calibration,

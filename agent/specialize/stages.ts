@@ -26,6 +26,7 @@ import type { Calibration, LayerReport } from "./environment.ts";
 import { type FrameOutcome, outcomesOf, scoreFrames } from "./evaluate.ts";
 import type { Evaluation, ModelEvaluation } from "./evaluation-file.ts";
 import { fitHead, mapLabels, type SpecialistHead, sliceHead } from "./fit-head.ts";
+import { uniformPattern } from "./layer-patterns.ts";
 import { loadNetwork, type Network } from "./network.ts";
 import { type CachedPicture, fillPictureCache, PictureCache } from "./picture-cache.ts";
 import { runPaths } from "./run.ts";
@@ -208,7 +209,10 @@ class Run {
     if (resume?.segments === Number.MAX_SAFE_INTEGER) return;
     let savedAt = performance.now();
     const { graph, reports } = await compressNetwork(backbone, {
-      pattern: parsePattern(spec.options.pattern, spec.options.sparsity),
+      patternOf: uniformPattern(
+        backbone,
+        parsePattern(spec.options.pattern, spec.options.sparsity),
+      ),
       blockSize: spec.options.blockSize,
       damping: spec.options.damping,
       engine,

@@ -14,7 +14,8 @@ import { withExtraOutputs } from "../../agent/onnx/subgraph.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
 import { compressNetwork, type Progress } from "../../agent/specialize/compress-network.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
-import type { Calibration, LayerReport } from "../../agent/specialize/environment.ts";
+import type { Calibration, LayerReport, PassResult } from "../../agent/specialize/environment.ts";
+import { uniformPattern } from "../../agent/specialize/layer-patterns.ts";
 import { BENCH_ABSENT, benchPath } from "../bench-data.helpers.ts";
 
 const LOG = createLogger("error");
@@ -100,9 +101,9 @@ function compress(
   calibration: Calibration,
   pattern: Pattern,
   more: { resume?: Progress; onSegment?: (progress: Progress) => Promise<void> } = {},
-): Promise<{ graph: Graph; reports: LayerReport[] }> {
+): Promise<PassResult> {
   return compressNetwork(graph, {
-    pattern,
+    patternOf: uniformPattern(graph, pattern),
     blockSize: 64,
     damping: 0.01,
     engine,
@@ -221,7 +222,7 @@ test("compress: an abort ends it with the signal's reason and leaves no files", 
   const reason = new Error("enough");
   const calibration = calibrationOf(2, [8, 3, 12, 12]);
   const work = compressNetwork(residualNetwork(), {
-    pattern: HALF,
+    patternOf: uniformPattern(residualNetwork(), HALF),
     blockSize: 64,
     damping: 0.01,
     engine,
