@@ -1,4 +1,8 @@
-import { checkPattern, type Pattern } from "../compress/pattern.ts";
+/** Which weights become zero; see `compress/pattern.ts`. */
+type ZeroPattern =
+  | { readonly kind: "unstructured"; readonly sparsity: number }
+  | { readonly kind: "block4"; readonly sparsity: number }
+  | { readonly kind: "n:m"; readonly n: number; readonly m: number };
 
 /** Function that a network's swish is replaced by; `keep` leaves it. */
 export type Activations = "keep" | "hard-swish" | "relu";
@@ -12,7 +16,7 @@ export interface FixedMethod {
   readonly structured: number;
   readonly activations: Activations;
   /** Which weights become zero; null for none. */
-  readonly pattern: Pattern | null;
+  readonly pattern: ZeroPattern | null;
   readonly int8: boolean;
 }
 
@@ -52,18 +56,21 @@ function partOf(part: string, before: FixedMethod): Partial<FixedMethod> {
   const only = (count: number): void => {
     if (values.length !== count || values.some((value) => !(Number(value) >= 0))) throw wrong(part);
   };
-  const pattern = (value: Pattern): Partial<FixedMethod> => {
+  const pattern = (value: ZeroPattern): Partial<FixedMethod> => {
     if (before.pattern !== null) throw wrong(part);
-    checkPattern(value);
     return { pattern: value };
   };
   switch (name) {
     case "unstructured":
+    case "block4":
       only(1);
-      return pattern({ kind: "unstructured", sparsity: first! });
+      if (!(first! < 1)) throw wrong(part);
+      return pattern({ kind: name, sparsity: first! });
     case "nm":
       only(2);
-      if (!(first! > 0 && first! < second!)) throw wrong(part);
+      if (!(values.map(Number).every(Number.isInteger) && first! > 0 && first! < second!)) {
+        throw wrong(part);
+      }
       return pattern({ kind: "n:m", n: first!, m: second! });
     case "structured":
       only(1);
@@ -104,16 +111,16 @@ export function formatMethod(method: Method): string {
 }
 
 /** A pattern as a part of a method. */
-export function formatPattern(pattern: Pattern): string {
-  return pattern.kind === "unstructured"
-    ? `unstructured:${pattern.sparsity}`
-    : `nm:${pattern.n}:${pattern.m}`;
+export function formatPattern(pattern: ZeroPattern): string {
+  return pattern.kind === "n:m"
+    ? `nm:${pattern.n}:${pattern.m}`
+    : `${pattern.kind}:${pattern.sparsity}`;
 }
 
 /** Whether a method leaves the network as it is, to the last weight. */
 export function changesNothing(method: Method): boolean {
   if (method.kind === "auto") return false;
   const { inputSize, structured, activations, pattern, int8 } = method;
-  const zeros = pattern?.kind === "unstructured" ? pattern.sparsity : (pattern?.n ?? 0);
+  const zeros = pattern === null ? 0 : pattern.kind === "n:m" ? pattern.n : pattern.sparsity;
   return inputSize === null && structured === 0 && activations === "keep" && zeros === 0 && !int8;
 }
