@@ -1,7 +1,7 @@
 /** Which weights become zero; see `compress/pattern.ts`. */
 type ZeroPattern =
   | { readonly kind: "unstructured"; readonly sparsity: number }
-  | { readonly kind: "block4"; readonly sparsity: number }
+  | { readonly kind: "block"; readonly size: number; readonly sparsity: number }
   | { readonly kind: "n:m"; readonly n: number; readonly m: number };
 
 /** Function that a network's swish is replaced by; `keep` leaves it. */
@@ -65,7 +65,11 @@ function partOf(part: string, before: FixedMethod): Partial<FixedMethod> {
     case "block4":
       only(1);
       if (!(first! < 1)) throw wrong(part);
-      return pattern({ kind: name, sparsity: first! });
+      return pattern(
+        name === "block4"
+          ? { kind: "block", size: 4, sparsity: first! }
+          : { kind: name, sparsity: first! },
+      );
     case "nm":
       only(2);
       if (!(values.map(Number).every(Number.isInteger) && first! > 0 && first! < second!)) {
@@ -112,9 +116,14 @@ export function formatMethod(method: Method): string {
 
 /** A pattern as a part of a method. */
 export function formatPattern(pattern: ZeroPattern): string {
-  return pattern.kind === "n:m"
-    ? `nm:${pattern.n}:${pattern.m}`
-    : `${pattern.kind}:${pattern.sparsity}`;
+  switch (pattern.kind) {
+    case "unstructured":
+      return `unstructured:${pattern.sparsity}`;
+    case "block":
+      return `block${pattern.size}:${pattern.sparsity}`;
+    case "n:m":
+      return `nm:${pattern.n}:${pattern.m}`;
+  }
 }
 
 /** Whether a method leaves the network as it is, to the last weight. */
