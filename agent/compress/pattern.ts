@@ -10,17 +10,36 @@ export type Pattern =
       readonly kind: "n:m";
       readonly n: number;
       readonly m: number;
+    }
+  | {
+      /** Neighboring inputs of a row that are zero together, or none of them. */
+      readonly kind: "block";
+      /** Inputs in a block, such as 4. */
+      readonly size: number;
+      /** Share of zeros, in [0, 1]. */
+      readonly sparsity: number;
     };
 
 /** @throws {RangeError} where a share, N or M makes no sense. */
 export function checkPattern(pattern: Pattern): void {
-  if (pattern.kind === "unstructured") {
-    if (pattern.sparsity >= 0 && pattern.sparsity <= 1) return;
-    throw new RangeError(`sparsity: expected a share in [0, 1], got ${pattern.sparsity}`);
+  if (pattern.kind !== "n:m") {
+    if (!(pattern.sparsity >= 0 && pattern.sparsity <= 1)) {
+      throw new RangeError(`sparsity: expected a share in [0, 1], got ${pattern.sparsity}`);
+    }
+    if (pattern.kind === "unstructured") return;
+    if (Number.isInteger(pattern.size) && pattern.size >= 1) return;
+    throw new RangeError(`size: expected a positive whole number, got ${pattern.size}`);
   }
   const { n, m } = pattern;
   if (Number.isInteger(n) && Number.isInteger(m) && n >= 0 && m >= 1 && n <= m) return;
   throw new RangeError(`pattern: expected whole numbers 0 ≤ N ≤ M, M ≥ 1, got ${n}:${m}`);
+}
+
+/** What reports call a pattern: `50 %`, `2:4` or `50 % in blocks of 4`. */
+export function patternName(pattern: Pattern): string {
+  if (pattern.kind === "n:m") return `${pattern.n}:${pattern.m}`;
+  const share = `${Number((100 * pattern.sparsity).toFixed(1))} %`;
+  return pattern.kind === "block" ? `${share} in blocks of ${pattern.size}` : share;
 }
 
 /** ⌊sparsity · count⌋, safe against 0.29 · 100 = 28.999…. */

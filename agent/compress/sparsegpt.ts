@@ -9,6 +9,7 @@ import {
   zerosInGroup,
   zerosOf,
 } from "./pattern.ts";
+import { decode, encode, type WeightQuantizer } from "./quantizer.ts";
 
 /** A layer to prune. */
 export interface SparseGptProblem {
@@ -20,11 +21,13 @@ export interface SparseGptProblem {
   readonly U: Float64Array;
   /** What to prune, or a finished mask to apply: 1 keeps a weight, `rows × cols`. */
   readonly pattern: Pattern | { readonly kind: "mask"; readonly kept: Uint8Array };
+  /** Rounds what is not pruned to its grid, in the same sweep (GPTQ). */
+  readonly quantizer?: WeightQuantizer;
   /** Columns decided on at once. Default 128. */
   readonly blockSize?: number;
   /** 1 for an input without effect: its weights go first and cost nothing. */
   readonly dead?: Uint8Array;
-  /** N:M groups begin anew at every multiple of this. Default `cols`. */
+  /** N:M groups and blocks begin anew at every multiple of this. Default `cols`. */
   readonly span?: number;
   readonly gemm?: Gemm | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -34,7 +37,7 @@ export interface SparseGptProblem {
 export interface SparseGptResult {
   /** 1 where a weight stayed, `rows × cols`. */
   readonly kept: Uint8Array;
-  /** ½·Σ e² with e = w/U_jj: the increase of ½tr(δ(H+λI)δᵀ) caused by all removals. */
+  /** ½·Σ e² with e = (w − q)/U_jj: the increase of ½tr(δ(H+λI)δᵀ) caused by all steps. */
   readonly loss: number;
 }
 
@@ -48,6 +51,10 @@ export interface SparseGptResult {
  * to the end of a group. Dead inputs go first, so they are among the zeros; the released code
  * sets all of them to 0, also beyond the quota.
  *
+ * With a quantizer the sweep is GPTQ (Frantar et al. 2022, arXiv:2210.17323, Algorithm 1), and
+ * both at once with both. What counts against pruning a weight is then what it costs beyond
+ * rounding it, w² − (w − q)².
+ *
  * @throws {RangeError} if a size or the pattern does not fit, or U has a non-positive diagonal.
  * @throws the signal's reason, when aborted between two blocks.
  */
@@ -59,6 +66,7 @@ export async function sparseGpt(problem: SparseGptProblem): Promise<SparseGptRes
   for (const block of blocksOf(problem)) {
     await pause(signal);
     if (pattern.kind === "unstructured") chooseInBlock(problem, block, pattern.sparsity, kept);
+    if (pattern.kind === "block") chooseGroups(problem, block, pattern.sparsity, kept);
     const width = block.end - block.start;
     const errors = new Float64Array(rows * width);
     for (let r = 0; r < rows; r++) {
@@ -73,18 +81,14 @@ export async function sparseGpt(problem: SparseGptProblem): Promise<SparseGptRes
 interface Block {
   readonly start: number;
   readonly end: number;
-  /** Ends of the N:M groups in it; none for other patterns. */
+  /** Ends of the groups of neighbors in it, or only its own end where there are none. */
   readonly ends: readonly number[];
 }
 
 function blocksOf(problem: SparseGptProblem): Block[] {
   const { cols, pattern, blockSize = 128, span = cols } = problem;
-  const ends =
-    pattern.kind === "n:m"
-      ? groupEnds(pattern.m, cols, span)
-      : Array.from({ length: Math.ceil(cols / blockSize) }, (_, b) =>
-          Math.min(cols, (b + 1) * blockSize),
-        );
+  const size = neighborsOf(pattern);
+  const ends = size === undefined ? groupEnds(blockSize, cols, cols) : groupEnds(size, cols, span);
   const blocks: Block[] = [];
   let start = 0;
   let inside: number[] = [];
@@ -98,6 +102,12 @@ function blocksOf(problem: SparseGptProblem): Block[] {
   return blocks;
 }
 
+/** Neighbors that are decided on together; undefined where each weight is alone. */
+function neighborsOf(pattern: SparseGptProblem["pattern"]): number | undefined {
+  if (pattern.kind === "n:m") return pattern.m;
+  return pattern.kind === "block" ? pattern.size : undefined;
+}
+
 /** The adaptive mask: the smallest scores of a block, across all its rows. */
 function chooseInBlock(
   problem: SparseGptProblem,
@@ -105,13 +115,12 @@ function chooseInBlock(
   sparsity: number,
   kept: Uint8Array,
 ): void {
-  const { weights, rows, cols, U, dead } = problem;
+  const { rows, cols } = problem;
   const width = block.end - block.start;
   const scores = new Float64Array(rows * width);
   for (let r = 0; r < rows; r++) {
     for (let j = block.start; j < block.end; j++) {
-      const score = dead?.[j] ? 0 : (weights[r * cols + j]! / U[j * (cols + 1)]!) ** 2;
-      scores[r * width + j - block.start] = score;
+      scores[r * width + j - block.start] = scoreOf(problem, r, j);
     }
   }
   const chosen = new Uint8Array(rows * width).fill(1);
@@ -121,6 +130,52 @@ function chooseInBlock(
   }
 }
 
+/**
+ * Whole groups of neighbors, those that cost least per weight across all rows of the block. What
+ * a group costs is Σ e² of its weights removed one after the other, which is
+ * w_B·([H⁻¹]_BB)⁻¹·w_Bᵀ among the columns not yet passed.
+ */
+function chooseGroups(
+  problem: SparseGptProblem,
+  block: Block,
+  sparsity: number,
+  kept: Uint8Array,
+): void {
+  const { rows, cols } = problem;
+  const { ends, start: first } = block;
+  const scores = new Float64Array(rows * ends.length);
+  for (let r = 0; r < rows; r++) {
+    let start = first;
+    for (const [b, end] of ends.entries()) {
+      scores[r * ends.length + b] = groupScore(problem, r, start, end) / (end - start);
+      start = end;
+    }
+  }
+  const chosen = new Uint8Array(scores.length).fill(1);
+  pruneSmallest(scores, zerosOf(sparsity, scores.length), chosen);
+  for (let r = 0; r < rows; r++) {
+    let start = first;
+    for (const [b, end] of ends.entries()) {
+      if (chosen[r * ends.length + b] === 0) kept.fill(0, r * cols + start, r * cols + end);
+      start = end;
+    }
+  }
+}
+
+/** Twice what removing the columns [start, end) of one row adds to the loss. */
+function groupScore(problem: SparseGptProblem, r: number, start: number, end: number): number {
+  const { weights, cols, U, dead } = problem;
+  const w = weights.slice(r * cols + start, r * cols + end);
+  let score = 0;
+  for (let i = start; i < end; i++) {
+    if (dead?.[i]) continue;
+    const e = w[i - start]! / U[i * (cols + 1)]!;
+    score += e * e;
+    for (let j = i + 1; j < end; j++) w[j - start]! -= e * U[i * cols + j]!;
+  }
+  return score;
+}
+
 function pruneRowByGroups(
   problem: SparseGptProblem,
   block: Block,
@@ -128,16 +183,14 @@ function pruneRowByGroups(
   kept: Uint8Array,
   errors: Float64Array,
 ): number {
-  const { weights, cols, U, dead, pattern } = problem;
+  const { cols, pattern } = problem;
   if (pattern.kind !== "n:m") throw new TypeError(`expected an N:M pattern, got ${pattern.kind}`);
   let loss = 0;
   let start = block.start;
   for (const end of block.ends) {
     const at = r * cols + start;
     const scores = new Float64Array(end - start);
-    for (let j = start; j < end; j++) {
-      scores[j - start] = dead?.[j] ? 0 : (weights[r * cols + j]! / U[j * (cols + 1)]!) ** 2;
-    }
+    for (let j = start; j < end; j++) scores[j - start] = scoreOf(problem, r, j);
     const zeros = zerosInGroup(pattern.n, pattern.m, end - start);
     pruneSmallest(scores, zeros, kept.subarray(at, at + end - start));
     loss += pruneRow(problem, block, r, start, end, kept, errors);
@@ -146,7 +199,18 @@ function pruneRowByGroups(
   return loss;
 }
 
-/** Removes the marked weights of one row in [from, to), updating the row to the block's end. */
+/** What removing a weight adds to twice the loss, beyond what rounding it would. */
+function scoreOf({ weights, cols, U, dead, quantizer }: SparseGptProblem, r: number, j: number) {
+  if (dead?.[j]) return 0;
+  const w = weights[r * cols + j]!;
+  const rounding = quantizer ? w - decode(quantizer, r, encode(quantizer, r, w)) : 0;
+  return (w * w - rounding * rounding) / U[j * (cols + 1)]! ** 2;
+}
+
+/**
+ * Removes the marked weights of one row in [from, to) and rounds the others, where there is a
+ * quantizer, updating the row to the block's end.
+ */
 function pruneRow(
   problem: SparseGptProblem,
   block: Block,
@@ -156,14 +220,16 @@ function pruneRow(
   kept: Uint8Array,
   errors: Float64Array,
 ): number {
-  const { weights, cols, U, dead } = problem;
+  const { weights, cols, U, dead, quantizer } = problem;
   const row = r * cols;
   const width = block.end - block.start;
   let loss = 0;
   for (let i = from; i < to; i++) {
-    if (kept[row + i] === 1) continue;
-    const e = weights[row + i]! / U[i * (cols + 1)]!;
-    weights[row + i] = 0;
+    if (kept[row + i] === 1 && !quantizer) continue;
+    const w = weights[row + i]!;
+    const q = quantizer && kept[row + i] === 1 ? decode(quantizer, r, encode(quantizer, r, w)) : 0;
+    const e = (w - q) / U[i * (cols + 1)]!;
+    weights[row + i] = q;
     if (dead?.[i] || e === 0) continue;
     errors[r * width + i - block.start] = e;
     loss += 0.5 * e * e;
