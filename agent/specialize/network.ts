@@ -1,7 +1,7 @@
 import { AgentError, messageOf } from "../errors.ts";
 import { withDynamicBatch } from "../onnx/dynamic-batch.ts";
 import { foldShapes, shapeValues } from "../onnx/fold-shapes.ts";
-import { type Graph, readGraph } from "../onnx/graph.ts";
+import { type Dim, type Graph, readGraph, type ValueInfo } from "../onnx/graph.ts";
 import { featureGraph, findHead, type Head } from "../onnx/head.ts";
 import { normalizeGraph } from "../onnx/normalize.ts";
 import { withOnlyOutputs } from "../onnx/subgraph.ts";
@@ -63,10 +63,28 @@ async function prepare(
     const names = normalized.inputs.map(({ name }) => name).join(", ");
     throw new AgentError("MODEL_INVALID", `expected one input, a picture; got ${names || "none"}`);
   }
-  const { graph, problems } = withDynamicBatch(normalized);
-  if (problems.length > 0) return { graph: normalized, batched: false };
+  const sized = withStatedSize(normalized, size);
+  const { graph, problems } = withDynamicBatch(sized);
+  if (problems.length > 0) return { graph: sized, batched: false };
   const folded = await foldMeasuredShapes(graph, size, engine);
   return { graph: folded, batched: true };
+}
+
+/** States the picture size that shapes are folded for, where the graph leaves it open. */
+function withStatedSize(
+  graph: Graph,
+  { height, width }: { readonly height: number; readonly width: number },
+): Graph {
+  const inputs = graph.inputs.map((input): ValueInfo => {
+    if (input.dims !== null && input.dims.length !== 4) return input;
+    const [batch = null, channels = null, ownHeight, ownWidth] = input.dims ?? [];
+    const size = (own: Dim | undefined, wanted: number) => (typeof own === "number" ? own : wanted);
+    return {
+      ...input,
+      dims: [batch ?? "N", channels ?? 3, size(ownHeight, height), size(ownWidth, width)],
+    };
+  });
+  return { ...graph, inputs };
 }
 
 /** Batch sizes at which shape arithmetic is measured; both small, neither of them one. */
