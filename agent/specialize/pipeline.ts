@@ -1,0 +1,115 @@
+import { AgentError } from "../errors.ts";
+import { type FixedMethod, formatPattern, parseMethod } from "../method.ts";
+import { findChannelGroups } from "../onnx/channel-groups.ts";
+import type { Graph } from "../onnx/graph.ts";
+import { withInputSize } from "../onnx/input-size.ts";
+import { findPrunableLayers } from "../onnx/prunable-layers.ts";
+import { type CompressOptions, compressNetwork } from "./compress-network.ts";
+import type { CompressionPlan } from "./compression-plan.ts";
+import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./environment.ts";
+import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
+
+/** Height and width of a network's input in pixels; null: its own. */
+export type InputSize = CompressionPlan["inputSize"];
+
+/** What {@link applyPlan} works with. */
+export interface PlanOptions {
+  /** The environment, with the calibration pictures at a size. */
+  readonly environmentAt: (size: InputSize) => Promise<CompressEnvironment>;
+  /** For the pass that makes zeros: block size, and its checkpoints. */
+  readonly zeros?: Pick<CompressOptions, "blockSize" | "resume" | "onSegment">;
+}
+
+/** Widths of channels are kept to a multiple of this, the lanes of vector units. */
+const WIDTH_MULTIPLE = 8;
+
+/**
+ * Does all that a plan states to a network, in the one order in which each pass can mend what the
+ * ones before did: picture size, blocks left out, widths, activations, zeros, integers.
+ *
+ * @param dense normalized network from the picture to its features or logits; the plan's names
+ *   are those of its layers and groups.
+ * @throws {AgentError} MODEL_INVALID where the network cannot take the plan's picture size.
+ */
+export async function applyPlan(
+  dense: Graph,
+  plan: CompressionPlan,
+  options: PlanOptions,
+): Promise<PassResult> {
+  const environment = await options.environmentAt(plan.inputSize);
+  const reports: LayerReport[] = [];
+  const refused: Refusal[] = [];
+  let graph = atInputSize(dense, plan.inputSize);
+  const pass = (result: PassResult): void => {
+    graph = result.graph;
+    reports.push(...result.reports);
+    refused.push(...result.refused);
+  };
+  if (Object.keys(plan.sparsity).length > 0) {
+    const patterns = new Map(
+      Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
+    );
+    const left: LayerPattern = { kind: "dense", reason: "the plan leaves it" };
+    pass(
+      await compressNetwork(graph, {
+        ...environment,
+        ...options.zeros,
+        patternOf: ({ name }) => patterns.get(name) ?? left,
+      }),
+    );
+  }
+  return { graph, reports, refused };
+}
+
+/** @throws {AgentError} MODEL_INVALID where the network cannot take that size. */
+export function atInputSize(graph: Graph, size: InputSize): Graph {
+  if (size === null) return graph;
+  const resized = withInputSize(graph, size.height, size.width);
+  if (!("reason" in resized)) return resized;
+  throw new AgentError(
+    "MODEL_INVALID",
+    `the network cannot take pictures of ${size.width} × ${size.height} pixels: ${resized.reason}`,
+  );
+}
+
+function patternOf(text: string): LayerPattern {
+  const method = parseMethod(text);
+  if (method.kind === "fixed" && method.pattern !== null) return method.pattern;
+  throw new RangeError(`expected a pattern of zeros such as unstructured:0.5, got "${text}"`);
+}
+
+/** What a method does to this network, layer by layer, and what it cannot do. */
+export function planOf(
+  method: FixedMethod,
+  dense: Graph,
+): { plan: CompressionPlan; refused: Refusal[] } {
+  const { inputSize, activations, int8, pattern } = method;
+  const refused: Refusal[] = [];
+  const sparsity: Record<string, string> = {};
+  if (pattern !== null) {
+    for (const layer of findPrunableLayers(dense)) {
+      const reason = reasonToLeave(dense, layer);
+      if (reason === null) sparsity[layer.name] = formatPattern(pattern);
+      else refused.push({ name: layer.name, reason: `no zeros: ${reason}` });
+    }
+  }
+  const widths: Record<string, number> = {};
+  if (method.structured > 0) {
+    const found = findChannelGroups(dense);
+    refused.push(...found.refused);
+    for (const { id, kind, units } of found.groups) {
+      if (kind !== "residual") widths[id] = widthOf((1 - method.structured) * units, units);
+    }
+  }
+  const size = inputSize === null ? null : { height: inputSize, width: inputSize };
+  return {
+    plan: { inputSize: size, activations, droppedBlocks: [], widths, sparsity, int8 },
+    refused,
+  };
+}
+
+/** A number of units to keep near `wanted`: whole lanes where there are many, at least one. */
+export function widthOf(wanted: number, units: number): number {
+  const multiple = units >= 4 * WIDTH_MULTIPLE ? WIDTH_MULTIPLE : 1;
+  return Math.min(units, Math.max(multiple, multiple * Math.round(wanted / multiple)));
+}
