@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { Command } from "commander";
+import { compressCommand } from "./cli/compress.ts";
 import { dbCommand } from "./cli/db.ts";
 import { generalistCommand } from "./cli/generalist.ts";
 import { modelsCommand, runsCommand } from "./cli/history.ts";
@@ -16,6 +17,7 @@ const program = new Command("taco")
 const commands = [
   runCommand(),
   specializeCommand(),
+  compressCommand(),
   generalistCommand(),
   statusCommand(),
   runsCommand(),
