@@ -26,8 +26,11 @@ export interface AffineRefitProblem {
 export interface AffineRefit {
   /** Ŵ, `rows × kept`, row-major. */
   readonly weights: Float64Array;
-  /** Change of ½‖Ŵx′ − Wx‖² (mean over inputs, summed over rows) against `start`; not positive. */
-  readonly gain: number;
+  /**
+   * ½E‖Wx‖² − ½E‖Ŵx′ − Wx‖² in units of C and H′, summed over rows: how much of the aim is
+   * reached. Inputs that never change count as if they had no weight.
+   */
+  readonly explained: number;
   /** The relative damping that was needed. */
   readonly damping: number;
 }
@@ -52,20 +55,17 @@ export async function affineRefit(problem: AffineRefitProblem): Promise<AffineRe
   const { U, dead, damping: used } = await factorHessian(gram, kept, damping, gemm);
   const times = (left: Float64Array, rightTransposed: Float64Array, depth: number) =>
     multiplyPrepared(left, rows, prepareOperand(rightTransposed, kept, depth, rows, gemm), gemm);
-  const residual = await times(target, transposed(cross, cols, kept), cols);
+  const aim = await times(target, transposed(cross, cols, kept), cols);
   const own = await times(start, gram, kept);
-  for (let i = 0; i < residual.length; i++) {
-    residual[i] = dead[i % kept] ? 0 : residual[i]! - own[i]!;
-  }
+  const residual = aim.map((value, i) => (dead[i % kept] ? 0 : value - own[i]!));
   const half = await times(residual, U, kept);
   const change = await times(half, transposed(U, kept, kept), kept);
-  for (let i = 0; i < change.length; i++) if (dead[i % kept]) change[i] = 0;
-  const curvature = await times(change, gram, kept);
-  let gain = 0;
-  for (let i = 0; i < change.length; i++) {
-    gain += change[i]! * (0.5 * curvature[i]! - residual[i]!);
-  }
-  return { weights: start.map((s, i) => s + change[i]!), gain, damping: used };
+  const weights = start.map((s, i) => (dead[i % kept] ? s : s + change[i]!));
+  const live = weights.map((w, i) => (dead[i % kept] ? 0 : w));
+  const reached = await times(live, gram, kept);
+  let explained = 0;
+  for (let i = 0; i < live.length; i++) explained += live[i]! * (aim[i]! - 0.5 * reached[i]!);
+  return { weights, explained, damping: used };
 }
 
 /**
