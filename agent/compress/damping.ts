@@ -16,9 +16,8 @@ export interface FactoredHessian {
   readonly damping: number;
 }
 
-/** From here on, and above this damping, the single-precision factorization is good and faster. */
-const LARGE = 2048;
-const ENOUGH_DAMPING = 1e-3;
+/** From here on the factorization by a supplied product is faster. */
+const LARGE = 192;
 /** What a damping of 0 is raised to where it does not do. */
 const SMALLEST = 1e-8;
 const LARGEST = 10;
@@ -45,7 +44,7 @@ export async function factorHessian(
   for (let j = 0; j < cols; j++) if (dead[j]) symmetric[j * (cols + 1)] = meanDiagonal;
   for (let tried = damping; tried <= LARGEST; tried = Math.max(10 * tried, SMALLEST)) {
     const lambda = tried * meanDiagonal;
-    const U = await factorOnce(symmetric, cols, lambda, tried, gemm);
+    const U = await factorOnce(symmetric, cols, lambda, gemm);
     if (!U) continue;
     for (let j = 0; j < cols; j++) {
       const at = j * (cols + 1);
@@ -59,18 +58,15 @@ export async function factorHessian(
   );
 }
 
-async function factorOnce(
+function factorOnce(
   H: Float64Array,
   cols: number,
   lambda: number,
-  damping: number,
   gemm?: Gemm,
 ): Promise<Float64Array | undefined> {
-  if (gemm && cols >= LARGE && damping >= ENOUGH_DAMPING) {
-    const U = await upperFactorOfInverseByGemm(H, cols, lambda, gemm);
-    if (U) return U;
-  }
-  return upperFactorOfInverse(H, cols, lambda);
+  return gemm && cols >= LARGE
+    ? upperFactorOfInverseByGemm(H, cols, lambda, gemm)
+    : Promise.resolve(upperFactorOfInverse(H, cols, lambda));
 }
 
 function prepare(H: Float64Array, cols: number) {

@@ -1,5 +1,5 @@
 import { upperFactorOfInverse } from "../math/cholesky.ts";
-import { type Gemm, multiplyPrepared, prepareOperand } from "../math/gemm.ts";
+import { type Gemm, multiplyPrepared, type Operand, prepareOperand } from "../math/gemm.ts";
 import { pause } from "../math/pause.ts";
 import { checkLength, dot } from "../math/products.ts";
 import type { FactoredHessian } from "./damping.ts";
@@ -174,7 +174,7 @@ interface Descent {
 async function open(
   weights: Float64Array,
   target: Float64Array,
-  H: { readonly data: Float64Array | Float32Array; readonly rows: number; readonly cols: number },
+  H: Operand,
   gemm?: Gemm,
 ): Promise<Descent> {
   const rows = target.length / H.cols;
@@ -251,7 +251,7 @@ function descend(
 async function refitScales(
   { weights, gradient }: Descent,
   quantizer: WeightQuantizer,
-  H: { readonly data: Float64Array | Float32Array; readonly rows: number; readonly cols: number },
+  H: Operand,
   gemm?: Gemm,
 ): Promise<void> {
   const { cols } = H;

@@ -259,7 +259,7 @@ async function updateLater(update: LaterUpdate, gemm?: Gemm): Promise<void> {
     for (let j = 0; j < later; j++) Ut[j * width + i] = U[(start + i) * cols + end + j]!;
   }
   const operand = prepareOperand(Ut, later, width, rows, gemm);
-  if (operand.data instanceof Float64Array) {
+  if (!operand.large) {
     const target = { data: weights, offset: end, stride: cols };
     const left = { data: errors, offset: 0, stride: width };
     const right = { data: Ut, offset: 0, stride: width };

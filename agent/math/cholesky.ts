@@ -1,10 +1,10 @@
-import type { Gemm, MatrixF32 } from "./gemm.ts";
+import type { Gemm, Matrix } from "./gemm.ts";
 import { checkLength, dot, subtractProduct } from "./products.ts";
 
 /** Columns factored at once; wide enough for the product kernel, narrow enough for L1. */
 const PANEL = 48;
-/** Up to this size, the recursion over a single-precision product ends in plain doubles. */
-const LEAF = 512;
+/** Up to this size, the recursion over a supplied product ends in plain loops. */
+const LEAF = 160;
 
 /**
  * Cholesky factor of a symmetric positive definite matrix, in place: A = L·Lᵀ. Blocked,
@@ -18,13 +18,22 @@ const LEAF = 512;
  */
 export function cholesky(A: Float64Array, n: number): boolean {
   checkLength("A", A, n * n);
-  return factor(A, 0, n, n);
+  return factor(A, 0, n, n, pivotFloors(A, n));
+}
+
+/** What a pivot must exceed, n·2⁻⁵²·A_jj. */
+function pivotFloors(A: Float64Array, n: number): Float64Array {
+  return Float64Array.from({ length: n }, (_, j) => n * Number.EPSILON * A[j * (n + 1)]!);
 }
 
 /** {@link cholesky} of the `n × n` block at `offset` of an array with rows of `stride`. */
-function factor(A: Float64Array, offset: number, n: number, stride: number): boolean {
-  const floor = new Float64Array(n);
-  for (let j = 0; j < n; j++) floor[j] = n * Number.EPSILON * A[offset + j * (stride + 1)]!;
+function factor(
+  A: Float64Array,
+  offset: number,
+  n: number,
+  stride: number,
+  floor: Float64Array,
+): boolean {
   for (let c = 0; c < n; c += PANEL) {
     const width = Math.min(PANEL, n - c);
     const below = { data: A, offset: offset + c * stride, stride };
@@ -139,17 +148,11 @@ export function upperFactorOfInverse(
 }
 
 /**
- * {@link upperFactorOfInverse} with the large products done by `gemm` in single precision: the
- * recursion factors the first half, solves for the block below it, updates and factors the
- * second half, ending in double-precision leaves of at most 512.
+ * {@link upperFactorOfInverse} with the large products done by `gemm`, in double precision as
+ * well: the recursion factors the first half, solves for the block below it, updates and factors
+ * the second half, ending in plain loops. n = 1152 takes a tenth of what plain loops take.
  *
- * What single precision costs, measured on correlated inputs of 1152 to 3072 columns with scales
- * over two decades: at a damping of 1e-2 of the mean diagonal the entries of U are off by up to
- * 3e-4 of U_ii and its diagonal by 3e-5; at 1e-4, by 3 % and 0.4 %. Splitting operands into
- * high and low halves does not help, since the loss is in the engine's sums. Two to four times
- * faster than the exact one from n = 2048 on, no faster at 1152.
- *
- * @returns U; undefined where H + λI is not positive definite to single precision.
+ * @returns U; undefined where H + λI is not positive definite.
  */
 export async function upperFactorOfInverseByGemm(
   H: Float64Array,
@@ -159,7 +162,8 @@ export async function upperFactorOfInverseByGemm(
 ): Promise<Float64Array | undefined> {
   const A = reversedWithRidge(H, n, lambda);
   const T = new Float64Array(n * n);
-  if (!(await factorAndInvert({ A, T, n, gemm }, 0, n))) return undefined;
+  const floor = pivotFloors(A, n);
+  if (!(await factorAndInvert({ A, T, n, gemm, floor }, 0, n))) return undefined;
   antiTranspose(T, n);
   return T;
 }
@@ -171,6 +175,8 @@ interface Recursion {
   readonly T: Float64Array;
   readonly n: number;
   readonly gemm: Gemm;
+  /** What each pivot must exceed. */
+  readonly floor: Float64Array;
 }
 
 /**
@@ -181,10 +187,10 @@ interface Recursion {
  * ```
  */
 async function factorAndInvert(work: Recursion, at: number, size: number): Promise<boolean> {
-  const { A, T, n, gemm } = work;
+  const { A, T, n, gemm, floor } = work;
   if (size <= LEAF) {
     const L = block(A, n, at, at, size, size);
-    if (!factor(L, 0, size, size)) return false;
+    if (!factor(L, 0, size, size, floor.subarray(at, at + size))) return false;
     place(A, n, at, at, L, size);
     place(T, n, at, at, invertLowerTransposed(L, size), size);
     return true;
@@ -193,48 +199,23 @@ async function factorAndInvert(work: Recursion, at: number, size: number): Promi
   const k = size - h;
   const mid = at + h;
   if (!(await factorAndInvert(work, at, h))) return false;
-  const below = await solveBelow(work, at, h, k);
-  place(A, n, mid, at, below, h);
-  place(A, n, at, mid, new Float64Array(h * k), k);
-  const L21 = f32(below, k, h);
+  const X11t = view(block(T, n, at, at, h, h), h, h);
+  const L21 = view(await gemm(view(block(A, n, mid, at, k, h), k, h), X11t), k, h);
+  place(A, n, mid, at, L21.data, h);
   const update = await gemm(L21, L21, { transB: true });
   for (let i = 0; i < k; i++) {
     for (let j = 0; j <= i; j++) A[(mid + i) * n + mid + j]! -= update[i * k + j]!;
   }
   if (!(await factorAndInvert(work, mid, k))) return false;
-  const X11t = f32(block(T, n, at, at, h, h), h, h);
-  const X22t = f32(block(T, n, mid, mid, k, k), k, k);
-  const inner = { data: await gemm(X11t, L21, { transB: true }), rows: h, cols: k };
-  const right = await gemm(inner, X22t);
+  const X22t = view(block(T, n, mid, mid, k, k), k, k);
+  const right = await gemm(view(await gemm(X11t, L21, { transB: true }), h, k), X22t);
   for (let i = 0; i < right.length; i++) right[i] = -right[i]!;
   place(T, n, at, mid, right, k);
   return true;
 }
 
-/**
- * L21 = A21·X11ᵀ and one step of refinement, L21 += (A21 − L21·L11ᵀ)·X11ᵀ, without which the
- * explicit inverse would multiply the rounding by the condition of L11.
- */
-async function solveBelow(
-  work: Recursion,
-  at: number,
-  h: number,
-  k: number,
-): Promise<Float64Array> {
-  const { A, T, n, gemm } = work;
-  const A21 = block(A, n, at + h, at, k, h);
-  const X11t = f32(block(T, n, at, at, h, h), h, h);
-  const L11 = f32(block(A, n, at, at, h, h), h, h);
-  const solution = Float64Array.from(await gemm(f32(A21, k, h), X11t));
-  const back = await gemm(f32(solution, k, h), L11, { transB: true });
-  for (let i = 0; i < A21.length; i++) A21[i]! -= back[i]!;
-  const correction = await gemm(f32(A21, k, h), X11t);
-  for (let i = 0; i < solution.length; i++) solution[i]! += correction[i]!;
-  return solution;
-}
-
-function f32(data: Float64Array, rows: number, cols: number): MatrixF32 {
-  return { data: Float32Array.from(data), rows, cols };
+function view(data: Float64Array, rows: number, cols: number): Matrix<Float64Array> {
+  return { data, rows, cols };
 }
 
 function block(
@@ -258,7 +239,7 @@ function place(
   n: number,
   row: number,
   col: number,
-  data: Float32Array | Float64Array,
+  data: Float64Array,
   cols: number,
 ): void {
   for (let i = 0; i * cols < data.length; i++) {

@@ -1,9 +1,9 @@
 import { checkLength, productOfRows, transposed } from "./products.ts";
 
-/** A matrix in single precision, row-major. */
-export interface MatrixF32 {
+/** A matrix, row-major, in single or double precision. */
+export interface Matrix<T extends Float32Array | Float64Array> {
   /** `rows × cols` elements. */
-  readonly data: Float32Array;
+  readonly data: T;
   readonly rows: number;
   readonly cols: number;
 }
@@ -16,10 +16,14 @@ interface GemmOptions {
 
 /**
  * The heavy matrix product, supplied from outside so that whatever engine the machine has can do
- * it: `op(a)·op(b)` in single precision, row-major, as a new array that the caller owns. The
- * operands are only read, and may be reused as soon as the promise settles.
+ * it: `op(a)·op(b)` in the precision of the operands, row-major, as a new array that the caller
+ * owns. The operands are only read, and may be reused as soon as the promise settles.
  */
-export type Gemm = (a: MatrixF32, b: MatrixF32, options?: GemmOptions) => Promise<Float32Array>;
+export type Gemm = <T extends Float32Array | Float64Array>(
+  a: Matrix<T>,
+  b: Matrix<T>,
+  options?: GemmOptions,
+) => Promise<T>;
 
 /**
  * A {@link Gemm} in plain loops, accumulating in double precision: what is used where no engine
@@ -27,10 +31,22 @@ export type Gemm = (a: MatrixF32, b: MatrixF32, options?: GemmOptions) => Promis
  *
  * @throws {RangeError} if the sizes do not fit.
  */
-export const referenceGemm: Gemm = (a, b, options = {}) =>
-  Promise.resolve(Float32Array.from(product(a, b, options)));
+export const referenceGemm: Gemm = <T extends Float32Array | Float64Array>(
+  a: Matrix<T>,
+  b: Matrix<T>,
+  options: GemmOptions = {},
+) => {
+  const result = product(a, b, options);
+  return Promise.resolve(
+    (a.data instanceof Float64Array ? result : Float32Array.from(result)) as T,
+  );
+};
 
-function product(a: MatrixF32, b: MatrixF32, options: GemmOptions): Float64Array {
+function product(
+  a: Matrix<Float32Array | Float64Array>,
+  b: Matrix<Float32Array | Float64Array>,
+  options: GemmOptions,
+): Float64Array {
   checkLength("a", a.data, a.rows * a.cols);
   checkLength("b", b.data, b.rows * b.cols);
   const [m, depth] = options.transA ? [a.cols, a.rows] : [a.rows, a.cols];
@@ -44,27 +60,24 @@ function product(a: MatrixF32, b: MatrixF32, options: GemmOptions): Float64Array
 }
 
 /**
- * From this many multiplications on, a product in double precision may be handed to a supplied
- * single-precision {@link Gemm}: below it, plain loops (about 1.5 GMAC/s) cost less than the
- * copies and the call.
+ * From this many multiplications on, a product is handed to a supplied {@link Gemm}: below it,
+ * plain loops (about 1.5 GMAC/s) cost less than the call.
  */
-const WORTH_A_CALL = 1 << 23;
+const WORTH_A_CALL = 1 << 19;
 
-/**
- * A matrix that takes part in many products as their second factor, made ready once: doubles for
- * plain loops, or singles for the supplied engine where the products are large enough for it.
- */
+/** A matrix that takes part in products as their second factor. */
 export interface Operand {
-  /** Which precision, and with it which engine, products with it use. */
-  readonly data: Float64Array | Float32Array;
+  readonly data: Float64Array;
   readonly rows: number;
   readonly cols: number;
+  /** Whether products with it are worth a call of the supplied engine. */
+  readonly large: boolean;
 }
 
 /**
- * Makes B ready for products `A·Bᵀ` with left factors of about `leftRows` rows.
+ * B for products `A·Bᵀ` with left factors of about `leftRows` rows.
  *
- * @param B `rows × cols`, row-major; kept, not copied, where plain loops will be used.
+ * @param B `rows × cols`, row-major; kept, not copied.
  */
 export function prepareOperand(
   B: Float64Array,
@@ -75,23 +88,20 @@ export function prepareOperand(
 ): Operand {
   checkLength("B", B, rows * cols);
   const large = gemm !== undefined && leftRows * rows * cols >= WORTH_A_CALL;
-  return { data: large ? Float32Array.from(B) : B, rows, cols };
+  return { data: B, rows, cols, large };
 }
 
 /**
- * `A·Bᵀ` with a prepared B: in double precision, or by `gemm` in single precision (error about
- * 1e-7·Σ|a||b|) as {@link prepareOperand} decided.
+ * `A·Bᵀ` in double precision, by `gemm` or in plain loops as {@link prepareOperand} decided.
  *
  * @param A `m × B.cols`, row-major. @returns `m × B.rows`, row-major.
  */
-export async function multiplyPrepared(
+export function multiplyPrepared(
   A: Float64Array,
   m: number,
   B: Operand,
   gemm: Gemm = referenceGemm,
 ): Promise<Float64Array> {
-  if (B.data instanceof Float64Array) return productOfRows(A, B.data, m, B.rows, B.cols);
-  const left = { data: Float32Array.from(A), rows: m, cols: B.cols };
-  const right = { data: B.data, rows: B.rows, cols: B.cols };
-  return Float64Array.from(await gemm(left, right, { transB: true }));
+  if (!B.large) return Promise.resolve(productOfRows(A, B.data, m, B.rows, B.cols));
+  return gemm({ data: A, rows: m, cols: B.cols }, B, { transB: true });
 }

@@ -15,9 +15,9 @@ import {
 } from "onnx-buf";
 import { type ModelSession, openSession, type SessionConfig } from "./session.ts";
 
-/** A matrix in single precision, row-major: `rows × cols` elements. */
-interface Matrix {
-  readonly data: Float32Array;
+/** A matrix in single or double precision, row-major: `rows × cols` elements. */
+interface Matrix<T extends Float32Array | Float64Array> {
+  readonly data: T;
   readonly rows: number;
   readonly cols: number;
 }
@@ -31,12 +31,17 @@ interface Transposes {
 /** ONNX Runtime's matrix product, in the shape of the `Gemm` that `math` declares. */
 export interface GemmEngine {
   /**
-   * `op(a)·op(b)` in single precision, row-major, as a new array that the caller owns. Blocks the
-   * calling thread while it computes.
+   * `op(a)·op(b)` in the precision of the operands, row-major, as a new array that the caller
+   * owns. Blocks the calling thread while it computes.
    *
    * @throws {RangeError} if the sizes do not fit.
    */
-  gemm(this: void, a: Matrix, b: Matrix, options?: Transposes): Promise<Float32Array>;
+  gemm<T extends Float32Array | Float64Array>(
+    this: void,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    options?: Transposes,
+  ): Promise<T>;
   /** Frees the sessions. */
   release(this: void): Promise<void>;
 }
@@ -46,15 +51,18 @@ export async function openGemm(
   config: Pick<SessionConfig, "executionProviders" | "intraOpThreads" | "log">,
 ): Promise<GemmEngine> {
   const sessions: ModelSession[] = [];
-  for (const which of [0, 1, 2, 3]) {
-    const model = gemmModel((which & 1) !== 0, (which & 2) !== 0);
-    sessions.push(await openSession(model, { ...config, keepMemory: false }));
+  for (const type of [TensorProto_DataType.FLOAT, TensorProto_DataType.DOUBLE]) {
+    for (const which of [0, 1, 2, 3]) {
+      const model = gemmModel((which & 1) !== 0, (which & 2) !== 0, type);
+      sessions.push(await openSession(model, { ...config, keepMemory: false }));
+    }
   }
   return {
     gemm: (a, b, options = {}) => {
       const { transA = false, transB = false } = options;
       checkSizes(a, b, transA, transB);
-      return multiply(sessions[(transA ? 1 : 0) + (transB ? 2 : 0)]!, a, b);
+      const precision = a.data instanceof Float64Array ? 4 : 0;
+      return multiply(sessions[precision + (transA ? 1 : 0) + (transB ? 2 : 0)]!, a, b);
     },
     release: async () => {
       for (const session of sessions) await session.release();
@@ -62,17 +70,25 @@ export async function openGemm(
   };
 }
 
-async function multiply(session: ModelSession, a: Matrix, b: Matrix): Promise<Float32Array> {
+async function multiply<T extends Float32Array | Float64Array>(
+  session: ModelSession,
+  a: Matrix<T>,
+  b: Matrix<T>,
+): Promise<T> {
   const outputs = await session.run({
     a: { data: a.data, dims: [a.rows, a.cols] },
     b: { data: b.data, dims: [b.rows, b.cols] },
   });
   const product = outputs["product"]?.data;
-  if (!(product instanceof Float32Array)) throw new TypeError("expected a float32 product");
-  return product;
+  if (product?.constructor !== a.data.constructor) {
+    throw new TypeError("expected a product of the operands' type");
+  }
+  return product as T;
 }
 
-function checkSizes(a: Matrix, b: Matrix, transA: boolean, transB: boolean): void {
+type AnyMatrix = Matrix<Float32Array | Float64Array>;
+
+function checkSizes(a: AnyMatrix, b: AnyMatrix, transA: boolean, transB: boolean): void {
   for (const [name, matrix] of Object.entries({ a, b })) {
     if (matrix.data.length !== matrix.rows * matrix.cols) {
       throw new RangeError(
@@ -88,7 +104,7 @@ function checkSizes(a: Matrix, b: Matrix, transA: boolean, transB: boolean): voi
 }
 
 /** The bytes of a model of one Gemm with free sizes (ONNX operator set 13). */
-function gemmModel(transA: boolean, transB: boolean): Uint8Array {
+function gemmModel(transA: boolean, transB: boolean, elemType: TensorProto_DataType): Uint8Array {
   const value = (name: string, dims: readonly string[]) =>
     create(ValueInfoProtoSchema, {
       name,
@@ -96,7 +112,7 @@ function gemmModel(transA: boolean, transB: boolean): Uint8Array {
         value: {
           case: "tensorType",
           value: create(TypeProto_TensorSchema, {
-            elemType: TensorProto_DataType.FLOAT,
+            elemType,
             shape: create(TensorShapeProtoSchema, {
               dim: dims.map((dim) =>
                 create(TensorShapeProto_DimensionSchema, {

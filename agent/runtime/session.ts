@@ -22,8 +22,8 @@ export interface SessionConfig {
 
 /** A dense tensor, row-major; `data.length` is the product of `dims`. */
 export interface TensorValue {
-  /** Float32Array for float32, BigInt64Array for int64. */
-  data: Float32Array | BigInt64Array;
+  /** Float32Array for float32, Float64Array for float64, BigInt64Array for int64. */
+  data: Float32Array | Float64Array | BigInt64Array;
   dims: readonly number[];
 }
 
@@ -119,7 +119,7 @@ export class ModelSession {
    * @param feeds one value a graph input.
    * @param fetches names of the outputs wanted; all of them by default.
    * @throws {AgentError} MODEL_INVALID if a name, type or shape does not fit the graph or an
-   *   output is neither float32 nor int64; INFERENCE_FAILED if ONNX Runtime fails.
+   *   output is neither float32, float64 nor int64; INFERENCE_FAILED if ONNX Runtime fails.
    */
   async run(
     feeds: Readonly<Record<string, TensorValue>>,
@@ -156,7 +156,7 @@ export class ModelSession {
       throw new AgentError("MODEL_INVALID", `input "${name}": the graph has only ${known}`);
     }
     const { data, dims } = value;
-    const type = data instanceof Float32Array ? "float32" : "int64";
+    const type = typeOf(data);
     const count = dims.reduce((product, dim) => product * dim, 1);
     // ONNX Runtime reports no dimensions where the graph does not state the rank.
     const known = info.dims.length > 0;
@@ -170,10 +170,15 @@ export class ModelSession {
           `got ${type} [${dims.join(", ")}] with ${data.length} values`,
       );
     }
-    return data instanceof Float32Array
-      ? new Tensor("float32", data, dims)
-      : new Tensor("int64", data, dims);
+    if (data instanceof Float32Array) return new Tensor("float32", data, dims);
+    if (data instanceof Float64Array) return new Tensor("float64", data, dims);
+    return new Tensor("int64", data, dims);
   }
+}
+
+function typeOf(data: TensorValue["data"]): "float32" | "float64" | "int64" {
+  if (data instanceof Float32Array) return "float32";
+  return data instanceof Float64Array ? "float64" : "int64";
 }
 
 /** Whether a concrete size fits a declared one; a named dimension takes any size. */
@@ -190,7 +195,8 @@ function tensorInfo(meta: InferenceSession.ValueMetadata): TensorInfo {
 function tensorValue(name: string, value: InferenceSession.OnnxValueMapType[string]): TensorValue {
   if (value instanceof Tensor) {
     const { data, dims } = value;
-    if (data instanceof Float32Array || data instanceof BigInt64Array) return { data, dims };
+    if (data instanceof Float32Array || data instanceof Float64Array) return { data, dims };
+    if (data instanceof BigInt64Array) return { data, dims };
     throw new AgentError("MODEL_INVALID", `output "${name}": ${value.type} is not supported`);
   }
   throw new AgentError("MODEL_INVALID", `output "${name}" is no tensor`);

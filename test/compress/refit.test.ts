@@ -91,7 +91,7 @@ test("refit: a rough product never makes a row worse", async () => {
   // An engine that keeps three digits.
   const rough: Gemm = async (a, b, options) => {
     const out = await referenceGemm(a, b, options);
-    return out.map((value) => Number(value.toPrecision(3)));
+    return out.map((value) => Number(value.toPrecision(3))) as typeof out;
   };
   const before = slowLoss(weights, W, damped);
   const result = await refit({ target: W, weights, kept, rows, cols, H: damped, gemm: rough });
