@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { Command } from "commander";
-import { integer, real } from "../agent/cli/arguments.ts";
+import { integer } from "../agent/cli/arguments.ts";
 import { generalistCache } from "../agent/cli/specialize.ts";
 import { AgentError, messageOf } from "../agent/errors.ts";
 import { DEFAULT_GENERALIST } from "../agent/generalist/catalog.ts";
@@ -13,7 +13,7 @@ interface Flags {
   mqtt?: string;
   dir: string;
   seed: number;
-  sparsity: number;
+  method: string;
 }
 
 const ROOT = join(import.meta.dirname, "..");
@@ -37,7 +37,7 @@ async function main(): Promise<void> {
       "demo-station",
     )
     .option("--seed <n>", "seed of the drawn pictures and of the run", integer(0), 3)
-    .option("--sparsity <share>", "share of zeros in pruned layers", real(0.01, 0.99), 0.5)
+    .option("--method <method>", "what is done to the network", "unstructured:0.5")
     .parse()
     .opts<Flags>();
   const built = join(ROOT, "dist", "main.js");
@@ -47,7 +47,7 @@ async function main(): Promise<void> {
     imagesDir: flags.images === undefined ? null : resolve(flags.images),
     mqttUrl: flags.mqtt ?? null,
     seed: flags.seed,
-    sparsity: flags.sparsity,
+    method: flags.method,
     generalist: DEFAULT_GENERALIST,
     cacheDir: generalistCache(),
     taco: existsSync(built)

@@ -3,19 +3,21 @@ import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { Command } from "commander";
 import * as v from "valibot";
+import { type Aim, parseAim } from "../aim.ts";
 import { isoTime, systemClock } from "../clock.ts";
-import { stationConfigSchema } from "../config/schema.ts";
+import { aimOf, stationConfigSchema } from "../config/schema.ts";
 import { openDataset } from "../data/dataset.ts";
 import { lowerPriority } from "../device/priority.ts";
-import { AgentError } from "../errors.ts";
+import { AgentError, messageOf } from "../errors.ts";
 import { readJsonIfExists } from "../files.ts";
 import { resolveGeneralist } from "../generalist/add.ts";
 import { createLogger, type Logger } from "../log.ts";
+import { METHOD_SYNTAX } from "../method.ts";
 import type { ModelMetrics } from "../model.ts";
 import { Inference } from "../serve/inference.ts";
 import { chooseClasses, makeSpec } from "../specialize/plan.ts";
 import { RunProgress } from "../specialize/progress.ts";
-import { runPaths, specialize } from "../specialize/run.ts";
+import { reopenRun, runPaths, specialize } from "../specialize/run.ts";
 import { type RunResult, type RunSpec, runSpecSchema } from "../specialize/spec.ts";
 import { splitByShots } from "../specialize/split.ts";
 import { LATENCY_ROUNDS } from "../station/latency.ts";
@@ -36,8 +38,14 @@ interface Flags {
   shots: number;
   heldOut: number;
   seed: number;
-  sparsity: number;
-  pattern: string;
+  method?: string;
+  sparsity?: number;
+  aim?: string;
+  maxDropPoints?: number;
+  speedup?: number;
+  nonzeroReduction?: number;
+  maxBytes?: number;
+  searchMinutes: number;
   cropTop: number;
   cropBottom: number;
   minLabels: number;
@@ -72,8 +80,18 @@ export function specializeCommand(): Command {
       integer(0),
       run.seed,
     )
-    .option("--sparsity <share>", "share of zeros in pruned layers", real(0, 0.99), run.sparsity)
-    .option("--pattern <pattern>", "unstructured, or N:M zeros", run.pattern)
+    .option("--method <method>", `what is done to the network: ${METHOD_SYNTAX}`)
+    .option("--sparsity <share>", "short for --method unstructured:<share>", real(0, 0.99))
+    .option("--aim <measure>", "latency, nonzero or bytes: the least that --max-drop-points allows")
+    .option("--max-drop-points <points>", "accuracy that --aim may cost", real(0, 100))
+    .option("--speedup <times>", "the best accuracy at so many times the speed", real(1, 1e6))
+    .option(
+      "--nonzero-reduction <times>",
+      "the best accuracy at so many times fewer non-zero parameters",
+      real(1, 1e6),
+    )
+    .option("--max-bytes <n>", "the best accuracy in a file of so many bytes", real(1, 1e12))
+    .option("--search-minutes <n>", "minutes to search at most", real(0.1, 1440), run.searchMinutes)
     .option("--block-size <n>", "columns pruned at a time", integer(1), run.blockSize)
     .option("--damping <share>", "of the Hessian's mean diagonal", real(1e-8, 1), run.damping)
     .option(
@@ -89,7 +107,10 @@ export function specializeCommand(): Command {
     .option("--threads <n>", "threads of one operator; 0: one a processor", integer(0), 0)
     .option("--provider <name...>", "execution providers, in order", inference.executionProviders)
     .option("--out <folder>", "folder of the run; default runs/<time> in this one")
-    .option("--resume <folder>", "take up the run in this folder")
+    .option(
+      "--resume <folder>",
+      "take up the run in this folder; with an aim, choose anew from what it built",
+    )
     .option("--force", "with --config: run although the schedule would wait", false)
     .option("--json", "print one JSON object and nothing else on standard output", false)
     .action(async (flags: Flags) => {
@@ -107,7 +128,7 @@ async function runOnce(flags: Flags, log: Logger): Promise<RunResult> {
   const resumed = flags.resume === undefined ? undefined : resolve(flags.resume);
   const id = runId(systemClock.nowMs());
   const runDir = resumed ?? resolve(flags.out ?? join("runs", id));
-  const spec = resumed ? await readSpec(resumed) : await plan(flags, id, log);
+  const spec = resumed ? await resumedSpec(resumed, flags) : await plan(flags, id, log);
   await mkdir(runDir, { recursive: true });
   const abort = new AbortController();
   const stop = () => abort.abort();
@@ -149,6 +170,13 @@ function probeInference(spec: RunSpec, modelDir: string, log: Logger): Inference
     clock: systemClock,
     log,
   });
+}
+
+/** The spec of an earlier run, with another aim where one is given. */
+async function resumedSpec(runDir: string, flags: Flags): Promise<RunSpec> {
+  const spec = await readSpec(runDir);
+  const aim = aimFlags(flags);
+  return aim === undefined ? spec : reopenRun(runDir, spec, aim);
 }
 
 async function readSpec(runDir: string): Promise<RunSpec> {
@@ -197,6 +225,8 @@ async function plan(flags: Flags, id: string, log: Logger): Promise<RunSpec> {
     labelMap: await readLabelMap(flags.labelMap),
     options: {
       ...options,
+      aim: aimFlags(flags) ?? aimOf(DEFAULTS),
+      searchSeconds: 60 * options.searchMinutes,
       executionProviders: flags.provider,
       maxMegapixels: intake.maxMegapixels,
     },
@@ -204,11 +234,30 @@ async function plan(flags: Flags, id: string, log: Logger): Promise<RunSpec> {
   });
 }
 
+/** An aim calls for a search where no method is named. */
+function methodOf(flags: Flags): string {
+  if (flags.method !== undefined && flags.sparsity !== undefined) {
+    throw new AgentError("CONFIG_INVALID", "expected --method or --sparsity, got both");
+  }
+  if (flags.method !== undefined) return flags.method;
+  if (flags.sparsity !== undefined) return `unstructured:${flags.sparsity}`;
+  return aimFlags(flags) === undefined ? DEFAULTS.specialize.method : "auto";
+}
+
+function aimFlags(flags: Flags): Aim | undefined {
+  try {
+    return parseAim(flags);
+  } catch (error) {
+    throw new AgentError("CONFIG_INVALID", messageOf(error), { cause: error });
+  }
+}
+
 /** The flags that are keys of `specialize` too, held to the same rules as in a configuration. */
 function specializeOptions(flags: Flags): typeof DEFAULTS.specialize {
-  const { sparsity, pattern, blockSize, damping, calibrationPictures, batchSize, seed } = flags;
+  const { blockSize, damping, calibrationPictures, batchSize, seed, searchMinutes } = flags;
+  const method = methodOf(flags);
   const result = v.safeParse(stationConfigSchema.entries.specialize, {
-    ...{ sparsity, pattern, blockSize, damping, calibrationPictures, batchSize, seed },
+    ...{ method, blockSize, damping, calibrationPictures, batchSize, seed, searchMinutes },
     intraOpThreads: flags.threads,
   });
   if (result.success) return result.output;

@@ -1,5 +1,7 @@
 import { Cron } from "croner";
 import * as v from "valibot";
+import { type Aim, MEASURES } from "../aim.ts";
+import { METHOD_SYNTAX, parseMethod } from "../method.ts";
 
 /** An integer key: whole number in [min, max]. */
 function whole(min: number, max: number, description: string) {
@@ -143,35 +145,54 @@ const inference = section(
   "The process that classifies pictures.",
 );
 
-/** `n:m` of {@link stationConfigSchema}'s `specialize.pattern`, or null for "unstructured". */
-function sparsityPattern(pattern: string): { n: number; m: number } | null {
-  const match = /^(\d+):(\d+)$/.exec(pattern);
-  return match === null ? null : { n: Number(match[1]), m: Number(match[2]) };
+function isMethod(text: string): boolean {
+  try {
+    parseMethod(text);
+    return true;
+  } catch (error) {
+    if (error instanceof RangeError) return false;
+    throw error;
+  }
 }
+
+const limit = (description: string) => v.optional(v.nullable(real(1, 1e12, description)), null);
 
 const specialize = v.pipe(
   v.strictObject({
-    sparsity: v.optional(
-      real(0, 0.99, "Share of zeros in every pruned layer, where pattern is unstructured."),
-      0.5,
-    ),
-    pattern: v.optional(
+    method: v.optional(
       v.pipe(
         v.string(),
-        v.regex(
-          /^(unstructured|[1-9]\d{0,2}:[1-9]\d{0,2})$/,
-          'expected "unstructured" or N:M such as "2:4" (N zeros of every M weights)',
-        ),
-        v.check((pattern) => {
-          const parts = sparsityPattern(pattern);
-          return parts === null || parts.n < parts.m;
-        }, "expected N:M with N smaller than M (N zeros of every M weights)"),
+        v.check(isMethod, `expected ${METHOD_SYNTAX}`),
         v.description(
-          'Where the zeros may lie: "unstructured", or "N:M" = N zeros among every M consecutive ' +
-            'inputs ("2:4" is what NVIDIA GPUs from Ampere on run faster).',
+          `What is done to the network: ${METHOD_SYNTAX}. "auto" searches for the aim; the others do ` +
+            "the same to every layer: zeros anywhere (unstructured), N zeros in every M inputs (nm), " +
+            "in blocks of four (block4), fewer channels and heads (structured), 8-bit integers (int8), " +
+            "a smaller picture in pixels (size).",
         ),
       ),
-      "unstructured",
+      "unstructured:0.5",
+    ),
+    aim: v.optional(
+      v.pipe(
+        v.picklist(MEASURES),
+        v.description("What method auto makes as small as maxDropPoints allows."),
+      ),
+      "latency",
+    ),
+    maxDropPoints: v.optional(
+      v.nullable(
+        real(0, 100, "Points of expected accuracy that aim may cost; null: gate.maxDropPoints."),
+      ),
+      null,
+    ),
+    speedup: limit("Instead of aim: the best accuracy at this many times the dense speed."),
+    nonzeroReduction: limit(
+      "Instead of aim: the best accuracy at this many times fewer non-zero parameters.",
+    ),
+    maxBytes: limit("Instead of aim: the best accuracy in a file of at most this many bytes."),
+    searchMinutes: v.optional(
+      real(0.1, 1440, "Minutes that method auto may search before it builds what it found."),
+      10,
     ),
     blockSize: v.optional(
       whole(1, 4096, "Columns pruned together before the others are corrected (SparseGPT)."),
@@ -212,17 +233,28 @@ const specialize = v.pipe(
       0,
     ),
   }),
-  // The check of blockSize belongs to two keys; it is only met when both are valid by themselves.
+  // The checks of two keys are only met when both are valid by themselves.
   v.forward(
     v.partialCheck(
-      [["pattern"], ["blockSize"]],
-      ({ pattern, blockSize }) => {
-        const parts = sparsityPattern(pattern);
-        return parts === null || blockSize % parts.m === 0;
+      [["method"], ["blockSize"]],
+      ({ method, blockSize }) => {
+        if (!isMethod(method)) return true;
+        const parsed = parseMethod(method);
+        const pattern = parsed.kind === "fixed" ? parsed.pattern : null;
+        return pattern?.kind !== "n:m" || blockSize % pattern.m === 0;
       },
-      "expected a multiple of M of specialize.pattern, so that no group of M is cut in two",
+      "expected a multiple of M of specialize.method, so that no group of M is cut in two",
     ),
     ["blockSize"],
+  ),
+  v.forward(
+    v.partialCheck(
+      [["speedup"], ["nonzeroReduction"], ["maxBytes"]],
+      ({ speedup, nonzeroReduction, maxBytes }) =>
+        [speedup, nonzeroReduction, maxBytes].filter((value) => value !== null).length <= 1,
+      "expected one of speedup, nonzeroReduction and maxBytes; remove the others",
+    ),
+    ["speedup"],
   ),
   v.description("How a model is specialized and compressed."),
 );
@@ -532,4 +564,13 @@ function hasCredentials(url: string): boolean {
   if (!URL.canParse(url)) return false;
   const { username, password } = new URL(url);
   return username !== "" || password !== "";
+}
+
+/** What a station's method `auto` is to reach. */
+export function aimOf({ specialize, gate }: Pick<StationConfig, "specialize" | "gate">): Aim {
+  const { aim, speedup, nonzeroReduction, maxBytes } = specialize;
+  if (speedup !== null) return { speedup };
+  if (nonzeroReduction !== null) return { nonzeroReduction };
+  if (maxBytes !== null) return { maxBytes };
+  return { aim, maxDropPoints: specialize.maxDropPoints ?? gate.maxDropPoints };
 }

@@ -1,4 +1,5 @@
 import * as v from "valibot";
+import { frontPointSchema } from "./front.ts";
 
 const count = v.pipe(v.number(), v.integer());
 
@@ -36,6 +37,10 @@ export const evaluationSchema = v.strictObject({
   candidate: modelEvaluationSchema,
   heldOut: v.strictObject({ frames: count, bursts: count }),
   training: v.strictObject({ pictures: count, classes: v.array(v.string()) }),
+  /** The point of the front that became the candidate. */
+  chosen: frontPointSchema,
+  /** What could not be done to the candidate's network, and why. */
+  refused: v.array(v.strictObject({ name: v.string(), reason: v.string() })),
   problems: v.array(v.strictObject({ subject: v.string(), reason: v.string() })),
 });
 

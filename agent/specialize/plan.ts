@@ -111,8 +111,9 @@ export function makeSpec(parts: SpecParts): RunSpec {
     problems: parts.problems.map(({ subject, reason }) => ({ subject, reason })),
     labelMap: { ...parts.labelMap },
     options: {
-      sparsity: options.sparsity,
-      pattern: options.pattern,
+      method: options.method,
+      aim: { ...options.aim },
+      searchSeconds: options.searchSeconds,
       blockSize: options.blockSize,
       damping: options.damping,
       calibrationPictures: options.calibrationPictures,

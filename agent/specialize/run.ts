@@ -3,11 +3,13 @@ import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as v from "valibot";
+import type { Aim } from "../aim.ts";
 import type { Clock } from "../clock.ts";
 import { AgentError, ERROR_CODES, type ErrorCode, messageOf } from "../errors.ts";
 import { readJsonIfExists, writeJsonAtomic } from "../files.ts";
 import type { Logger } from "../log.ts";
 import { createRandom } from "../math/random.ts";
+import { parseMethod } from "../method.ts";
 import { type ModelMetrics, modelManifestSchema, readModelJson } from "../model.ts";
 import { evaluationSchema, type ModelEvaluation } from "./evaluation-file.ts";
 import { type GateModel, judge } from "./gate.ts";
@@ -51,9 +53,42 @@ export function runPaths(runDir: string) {
     stages: join(runDir, "stages.json"),
     evaluation: join(runDir, "evaluation.json"),
     work: join(runDir, "work"),
+    /** Networks that could be chosen, their heads, and the file that lists them. */
+    front: join(runDir, "front"),
+    frontFile: join(runDir, "front.json"),
     dense: join(runDir, "dense"),
     candidate: join(runDir, "candidate"),
   };
+}
+
+/**
+ * Opens a finished run again for another aim: {@link specialize} then chooses among the networks
+ * that the run built, and judges the chosen; nothing is searched or solved anew.
+ *
+ * @returns the run's spec with the new aim.
+ * @throws {AgentError} RUN_FAILED where the run has no such networks, or did not search.
+ */
+export async function reopenRun(runDir: string, spec: RunSpec, aim: Aim): Promise<RunSpec> {
+  const paths = runPaths(runDir);
+  if (parseMethod(spec.options.method).kind !== "auto") {
+    throw new AgentError(
+      "RUN_FAILED",
+      `${runDir} was made with --method ${spec.options.method}, so there is nothing to choose from: expected a run of method auto`,
+    );
+  }
+  if ((await readJsonIfExists(paths.frontFile)) === undefined) {
+    // Not there yet: the run goes on with the new aim.
+    return { ...spec, options: { ...spec.options, aim } };
+  }
+  const kept: readonly StageName[] = ["head", "search", "compress", "head-refit"];
+  const stages = v.parse(v.array(stageReportSchema), (await readJsonIfExists(paths.stages)) ?? []);
+  await rm(paths.result, { force: true });
+  await rm(paths.evaluation, { force: true });
+  await writeJsonAtomic(
+    paths.stages,
+    stages.filter(({ name }) => kept.includes(name)),
+  );
+  return { ...spec, options: { ...spec.options, aim } };
 }
 
 /**
@@ -137,6 +172,8 @@ export async function specialize(options: {
       candidate: metricsOf(evaluation.candidate, candidate),
       heldOut: evaluation.heldOut,
       training: evaluation.training,
+      chosen: evaluation.chosen,
+      refused: evaluation.refused,
       verdict: { ...verdict, reasons: [...verdict.reasons] },
       stages,
       peakMemoryBytes,

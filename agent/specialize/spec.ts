@@ -1,8 +1,19 @@
 import * as v from "valibot";
-import type { Pattern } from "../compress/pattern.ts";
+import { type Aim, MEASURES } from "../aim.ts";
 import { modelMetricsSchema, preprocessingSchema } from "../model.ts";
+import { frontPointSchema } from "./front.ts";
 
 const whole = v.pipe(v.number(), v.integer());
+
+const factor = v.pipe(v.number(), v.minValue(1));
+
+/** See {@link Aim}. */
+export const aimSchema: v.GenericSchema<Aim> = v.union([
+  v.strictObject({ aim: v.picklist(MEASURES), maxDropPoints: v.number() }),
+  v.strictObject({ speedup: factor }),
+  v.strictObject({ nonzeroReduction: factor }),
+  v.strictObject({ maxBytes: factor }),
+]);
 
 /**
  * `runs/<id>/spec.json`: everything that a run depends on, fixed before it starts, so that a run
@@ -38,10 +49,12 @@ export const runSpecSchema = v.strictObject({
   /** Label → class of the generalist, where the names differ. */
   labelMap: v.record(v.string(), v.string()),
   options: v.strictObject({
-    /** Share of zeros in each pruned layer, in [0, 1); with an N:M pattern it is N/M. */
-    sparsity: v.number(),
-    /** `unstructured`, or `N:M`: N zeros in every M consecutive inputs. */
-    pattern: v.string(),
+    /** What is done to the network, as `parseMethod` reads it. */
+    method: v.string(),
+    /** What an `auto` method is to reach. */
+    aim: aimSchema,
+    /** Seconds that an `auto` method may search. */
+    searchSeconds: v.number(),
     /** Columns per block of SparseGPT. */
     blockSize: whole,
     /** Damping of the Hessian relative to its mean diagonal. */
@@ -73,6 +86,7 @@ export const STAGES = [
   "pictures",
   "features",
   "head",
+  "search",
   "compress",
   "head-refit",
   "evaluate",
@@ -117,6 +131,10 @@ export const runResultSchema = v.strictObject({
     againstDense: differenceSchema,
     againstIncumbent: v.nullable(differenceSchema),
   }),
+  /** The point of the front that became the candidate, with what was predicted of it. */
+  chosen: frontPointSchema,
+  /** What could not be done to the candidate's network, and why. */
+  refused: v.array(v.strictObject({ name: v.string(), reason: v.string() })),
   stages: v.array(stageReportSchema),
   peakMemoryBytes: v.number(),
   /** SHA-256 of the candidate: its name in the registry once it is published. */
@@ -130,25 +148,3 @@ export const runResultSchema = v.strictObject({
 
 /** See {@link runResultSchema}. */
 export type RunResult = v.InferOutput<typeof runResultSchema>;
-
-/** Whether a run only fits a head: the network stays as it is, to the last weight. */
-export function prunesNothing(options: { pattern: string; sparsity: number }): boolean {
-  return options.pattern === "unstructured" && options.sparsity === 0;
-}
-
-/**
- * Reads a pattern as users write it.
- *
- * @throws {RangeError} for anything but `unstructured` or `N:M` with 0 < N < M.
- */
-export function parsePattern(pattern: string, sparsity: number): Pattern {
-  if (pattern === "unstructured") return { kind: "unstructured", sparsity };
-  const match = /^(\d+):(\d+)$/.exec(pattern);
-  const [n, m] = [Number(match?.[1]), Number(match?.[2])];
-  if (!(n > 0 && n < m)) {
-    throw new RangeError(
-      `"pattern": expected "unstructured" or "N:M" with 0 < N < M (N zeros in every M inputs, as "2:4"), got "${pattern}"`,
-    );
-  }
-  return { kind: "n:m", n, m };
-}

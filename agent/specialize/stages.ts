@@ -6,38 +6,50 @@ import { messageOf } from "../errors.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
 import type { Logger } from "../log.ts";
 import { type HeadWeights, headLogits } from "../math/standardized-space.ts";
+import { changesNothing, formatMethod, parseMethod } from "../method.ts";
 import {
   type ModelManifest,
   modelManifestSchema,
   type Preprocessing,
+  preprocessingAt,
   readModelJson,
 } from "../model.ts";
 import { node } from "../onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../onnx/graph.ts";
 import { readHead } from "../onnx/head.ts";
 import { countParameters } from "../onnx/initializers.ts";
-import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import { DataType, floatTensor } from "../onnx/tensor.ts";
 import { makeKnownAnswers } from "../runtime/known-answers.ts";
 import { openSession } from "../runtime/session.ts";
-import { compressNetwork, type Progress } from "./compress-network.ts";
+import type { Progress } from "./compress-network.ts";
+import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import type { Engine } from "./engine.ts";
-import type { Calibration, LayerReport } from "./environment.ts";
+import type { Calibration, CompressEnvironment } from "./environment.ts";
 import { type FrameOutcome, outcomesOf, scoreFrames } from "./evaluate.ts";
 import type { Evaluation, ModelEvaluation } from "./evaluation-file.ts";
-import { fitHead, mapLabels, type SpecialistHead, sliceHead } from "./fit-head.ts";
-import { uniformPattern } from "./layer-patterns.ts";
-import { loadNetwork, type Network } from "./network.ts";
-import { type CachedPicture, fillPictureCache, PictureCache } from "./picture-cache.ts";
-import { runPaths } from "./run.ts";
 import {
-  parsePattern,
-  prunesNothing,
-  type RunSpec,
-  STAGES,
-  type StageName,
-  type StageReport,
-} from "./spec.ts";
+  fitHead,
+  mapLabels,
+  type SpecialistHead,
+  sliceHead,
+  type TrainingFeatures,
+} from "./fit-head.ts";
+import {
+  type Built,
+  builtSchema,
+  chooseForAim,
+  type FrontPoint,
+  frontPointSchema,
+  headSchema,
+} from "./front.ts";
+import { compareLatency } from "./graph-latency.ts";
+import { loadNetwork, type Network } from "./network.ts";
+import type { CachedPicture } from "./picture-cache.ts";
+import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
+import { runPaths } from "./run.ts";
+import { decodePictures, RunPictures, type Sample } from "./run-pictures.ts";
+import { expectedDropPoints, type FeatureScore, scoreFeatures } from "./score.ts";
+import { type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
 
 /** What the stages of a run need beside its spec. */
 export interface StageContext {
@@ -85,8 +97,9 @@ export async function runStages(context: StageContext): Promise<void> {
     await run.load();
     await stage("features", () => run.denseFeatures());
     await stage("head", () => run.fitDenseHead());
+    await stage("search", () => run.search());
     await stage("compress", () => run.compress());
-    await stage("head-refit", () => run.refitHead());
+    await stage("head-refit", () => run.refitHeads());
     await stage("evaluate", () => run.evaluate());
   } finally {
     await run.close();
@@ -94,6 +107,7 @@ export async function runStages(context: StageContext): Promise<void> {
   context.log.debug({ run: spec.id }, "all stages done");
 }
 
+/** How far an earlier life of the run came. */
 async function finishedStages(path: string): Promise<StageReport[]> {
   const known = v.picklist(STAGES);
   const schema = v.array(
@@ -102,69 +116,34 @@ async function finishedStages(path: string): Promise<StageReport[]> {
   return v.parse(schema, (await readJsonIfExists(path)) ?? []);
 }
 
-const listedPictures = v.object({
-  pictures: v.array(
-    v.object({
-      path: v.string(),
-      label: v.string(),
-      burst: v.string(),
-      role: v.picklist(["train", "heldOut"]),
-    }),
-  ),
-  problems: v.array(v.object({ subject: v.string(), reason: v.string() })),
-});
-
-const headFile = v.object({
-  kind: v.picklist(["sliced", "adapted", "fitted"]),
-  l2: v.number(),
-  weights: v.array(v.number()),
-  bias: v.array(v.number()),
-});
-
 const compressFile = v.object({
   segments: v.number(),
-  reports: v.array(
-    v.object({
-      name: v.string(),
-      method: v.string(),
-      sparsity: v.number(),
-      relativeLoss: v.nullable(v.number()),
-    }),
-  ),
+  reports: builtSchema.entries.reports,
 });
 
-/** A row of the picture cache, as it is or mirrored. */
-interface Sample {
-  readonly row: number;
-  readonly flipped: boolean;
-}
+/** What a search leaves for the building: the plans worth building, the dense one left out. */
+const plansFile = v.array(v.pick(builtSchema, ["plan", "predictedLatencyRatio"]));
+
+const scoreFile = v.object({
+  expectedAccuracy: v.nullable(v.number()),
+  loss: v.nullable(v.number()),
+});
 
 class Run {
   readonly #context: StageContext;
   readonly #paths: ReturnType<typeof runPaths>;
-  readonly #classes: readonly string[];
   #network: Network | undefined;
-  #cache: PictureCache | undefined;
-  #pictures: readonly CachedPicture[] = [];
-  #problems: readonly { subject: string; reason: string }[] = [];
+  #pictures: RunPictures | undefined;
 
   constructor(context: StageContext, paths: ReturnType<typeof runPaths>) {
     this.#context = context;
     this.#paths = paths;
-    this.#classes = [...new Set(context.spec.pictures.map((p) => p.label))].sort();
   }
 
   async decodePictures(): Promise<void> {
-    const { spec, onProgress, signal } = this.#context;
-    const { preprocessing } = spec.generalist;
-    const limits = { maxMegapixels: spec.options.maxMegapixels };
-    await fillPictureCache(
-      this.#work("pictures.u8"),
-      spec.pictures,
-      preprocessing,
-      async (path) => (await readPicture(path, preprocessing, limits)).tensor,
-      (done) => onProgress("pictures", done, spec.pictures.length),
-      signal,
+    const { spec, onProgress } = this.#context;
+    await decodePictures(spec.pictures, this.#picturesOptions(), (done) =>
+      onProgress("pictures", done, spec.pictures.length),
     );
   }
 
@@ -172,103 +151,220 @@ class Run {
   async load(): Promise<void> {
     const { spec, engine } = this.#context;
     const { preprocessing, modelPath } = spec.generalist;
-    const listed = v.parse(listedPictures, await readJsonIfExists(this.#work("pictures.u8.json")));
-    this.#pictures = listed.pictures;
-    this.#problems = listed.problems;
-    this.#cache = await PictureCache.open(this.#work("pictures.u8"), preprocessing);
+    await mkdir(this.#paths.front, { recursive: true });
+    this.#pictures = await RunPictures.open(this.#picturesOptions());
     this.#network = await loadNetwork(await readFile(modelPath), preprocessing, engine);
   }
 
   async close(): Promise<void> {
-    await this.#cache?.close();
+    await this.#pictures?.close();
   }
 
   async denseFeatures(): Promise<void> {
-    const { backbone } = this.#loaded().network;
-    const samples = [...this.#rows("heldOut"), ...this.#trainingSamples()];
-    const features = await this.#run(backbone, samples, "features");
+    const { pictures, network } = this.#loaded();
+    const samples = [...pictures.samples("heldOut"), ...pictures.trainingSamples()];
+    const features = await this.#run(network.backbone, samples, null, "features");
     await writeFileAtomic(this.#work("features.f32"), new Uint8Array(features.buffer));
   }
 
   async fitDenseHead(): Promise<void> {
-    const heldOut = this.#rows("heldOut").length;
-    const features = (await this.#readFeatures()).subarray(heldOut * this.#inputs());
-    await this.#writeHead("head.json", await this.#fit(features));
+    const features = await this.#trainingFeatures();
+    await this.#writeHead(0, await this.#fit(features));
+    if (!this.#searches()) return;
+    const { expectedAccuracy, loss } = await this.#score(features);
+    await writeJsonAtomic(this.#work("dense-score.json"), { expectedAccuracy, loss });
   }
 
+  /** Finds the plans that are worth building: the stated one, or the front of a search. */
+  async search(): Promise<void> {
+    const { spec } = this.#context;
+    const method = parseMethod(spec.options.method);
+    const { network } = this.#loaded();
+    const plans: v.InferOutput<typeof plansFile> = [];
+    if (method.kind === "fixed" && !changesNothing(method)) {
+      const { plan } = planOf(method, network.backbone);
+      plans.push({ plan, predictedLatencyRatio: null });
+    }
+    await writeJsonAtomic(this.#work("plans.json"), plans);
+  }
+
+  /** Builds the network of every plan; point 0 is the dense one. */
   async compress(): Promise<void> {
-    const { spec, engine, onProgress, signal } = this.#context;
-    const { backbone } = this.#loaded().network;
-    if (prunesNothing(spec.options)) {
-      const reports = findPrunableLayers(backbone).map(({ name }) => leftDense(name));
-      await this.#writeProgress({ graph: backbone, reports, segments: Number.MAX_SAFE_INTEGER });
-      return;
+    const { network } = this.#loaded();
+    const plans = v.parse(plansFile, await readJsonIfExists(this.#work("plans.json")));
+    const dense: Built = { plan: NO_CHANGE, predictedLatencyRatio: 1, reports: [], refused: [] };
+    await this.#writeBuilt(0, network.backbone, dense);
+    for (const [at, planned] of plans.entries()) {
+      if ((await this.#readBuilt(at + 1)) !== undefined) continue;
+      const { graph, reports, refused } = await this.#build(planned.plan, at, plans.length);
+      await this.#writeBuilt(at + 1, graph, {
+        ...planned,
+        reports: reports.map((report) => ({ ...report })),
+        refused: refused.map((refusal) => ({ ...refusal })),
+      });
+      await rm(this.#work("compressed.json"), { force: true });
     }
-    const samples = this.#calibrationSamples();
-    const resume = await this.#readProgress();
-    if (resume?.segments === Number.MAX_SAFE_INTEGER) return;
-    let savedAt = performance.now();
-    const { graph, reports } = await compressNetwork(backbone, {
-      patternOf: uniformPattern(
-        backbone,
-        parsePattern(spec.options.pattern, spec.options.sparsity),
-      ),
-      blockSize: spec.options.blockSize,
-      damping: spec.options.damping,
-      engine,
-      calibration: this.#calibration(samples),
-      workDir: this.#paths.work,
-      memoryBytes: BORDER_MEMORY_BYTES,
-      ...(resume ? { resume } : {}),
-      onProgress: (done, total) => onProgress("compress", done, total),
-      onSegment: async (progress) => {
-        if (performance.now() - savedAt < CHECKPOINT_MS) return;
-        await this.#writeProgress(progress);
-        savedAt = performance.now();
-      },
-      signal,
-    });
-    await this.#writeProgress({ graph, reports, segments: Number.MAX_SAFE_INTEGER });
   }
 
-  async refitHead(): Promise<void> {
-    if (prunesNothing(this.#context.spec.options)) {
-      // The same features would give the same head.
-      await this.#writeHead("refit.json", await this.#readHead("head.json"));
-      return;
+  /** Fits a head to what was built, and measures what there is to choose from. */
+  async refitHeads(): Promise<void> {
+    const { network } = this.#loaded();
+    const plans = v.parse(plansFile, await readJsonIfExists(this.#work("plans.json")));
+    const points = [await this.#point(0, network.backbone, await this.#readHead(0), null)];
+    for (const at of plans.keys()) {
+      const { graph, plan } = await this.#built(at + 1);
+      const features = await this.#featuresOf(graph, plan.inputSize, "head-refit");
+      const head = await this.#fit(features);
+      await this.#writeHead(at + 1, head);
+      const score = this.#searches() ? await this.#score(features) : null;
+      points.push(await this.#point(at + 1, graph, head, score));
     }
-    const { graph } = await this.#compressed();
-    const features = await this.#run(graph, this.#trainingSamples(), "head-refit");
-    await this.#writeHead("refit.json", await this.#fit(features));
+    await writeJsonAtomic(this.#paths.frontFile, points);
   }
 
+  /** Chooses for the aim, and judges the chosen on the held-out pictures. */
   async evaluate(): Promise<void> {
     const { spec } = this.#context;
-    const { backbone } = this.#loaded().network;
-    const heldOut = this.#rows("heldOut");
-    const compressed = await this.#compressed();
-    const denseHead = await this.#readHead("head.json");
+    const { network, pictures } = this.#loaded();
+    const heldOut = pictures.samples("heldOut");
+    const { point, problem } = await this.#choose();
+    const denseHead = await this.#readHead(0);
     const features = await this.#readFeatures();
     const held = features.subarray(0, heldOut.length * this.#inputs());
     const denseLogits = Float32Array.from(await headLogits(denseHead, held));
-    const denseModel = withLinearHead(backbone, denseHead);
-    const dense = await this.#write(this.#paths.dense, denseModel, denseHead, []);
-    const head = await this.#readHead("refit.json");
-    const model = withLinearHead(compressed.graph, head);
-    const candidate = await this.#write(this.#paths.candidate, model, head, compressed.reports);
-    const logits = await this.#run(readGraph(candidate.file), heldOut, "evaluate");
+    const denseModel = withLinearHead(network.backbone, denseHead);
+    const dense = await this.#write(this.#paths.dense, denseModel, denseHead, null);
+    const { graph, ...built } = await this.#built(point.index);
+    const head = await this.#readHead(point.index);
+    const model = withLinearHead(graph, head);
+    const candidate = await this.#write(this.#paths.candidate, model, head, built);
+    const logits =
+      point.index === 0
+        ? denseLogits
+        : await this.#run(readGraph(candidate.file), heldOut, point.plan.inputSize, "evaluate");
+    const problems = [...spec.problems, ...pictures.problems];
+    if (problem !== null) problems.push({ subject: "aim", reason: problem });
     const evaluation: Evaluation = {
-      dense: evaluationOf(this.#outcomes(denseLogits, heldOut), this.#classes, true, dense),
-      candidate: evaluationOf(this.#outcomes(logits, heldOut), this.#classes, true, candidate),
+      dense: evaluationOf(this.#outcomes(denseLogits, heldOut), pictures.classes, true, dense),
+      candidate: evaluationOf(this.#outcomes(logits, heldOut), pictures.classes, true, candidate),
       incumbent: spec.incumbentDir === null ? null : await this.#incumbent(spec.incumbentDir),
       heldOut: {
         frames: heldOut.length,
-        bursts: new Set(heldOut.map(({ row }) => this.#pictures[row]!.burst)).size,
+        bursts: new Set(heldOut.map(({ row }) => pictures.pictures[row]!.burst)).size,
       },
-      training: { pictures: this.#rows("train").length, classes: [...this.#classes] },
-      problems: [...spec.problems, ...this.#problems],
+      training: { pictures: pictures.samples("train").length, classes: [...pictures.classes] },
+      chosen: point,
+      refused: built.refused,
+      problems,
     };
     await writeJsonAtomic(this.#paths.evaluation, evaluation);
+  }
+
+  async #choose(): Promise<{ point: FrontPoint; problem: string | null }> {
+    const points = v.parse(
+      v.array(frontPointSchema),
+      await readJsonIfExists(this.#paths.frontFile),
+    );
+    // A stated method is what the user wants, whatever it costs; the gate judges it.
+    if (!this.#searches()) return { point: points.at(-1)!, problem: null };
+    const { parameters } = countParameters(this.#loaded().network.graph);
+    return chooseForAim(points, this.#context.spec.options.aim, parameters);
+  }
+
+  /** @param score null where there is nothing to choose from. */
+  async #point(
+    index: number,
+    graph: Graph,
+    head: SpecialistHead,
+    score: FeatureScore | null,
+  ): Promise<FrontPoint> {
+    const { plan, predictedLatencyRatio } = await this.#built(index);
+    const model = withLinearHead(graph, head);
+    const { nonzero } = countParameters(model);
+    const bytes = writeGraph(model).length;
+    if (index === 0) {
+      return {
+        index,
+        plan,
+        nonzero,
+        bytes,
+        latencyRatio: 1,
+        predictedLatencyRatio,
+        expectedDropPoints: 0,
+      };
+    }
+    const known = v.parse(
+      scoreFile,
+      (await readJsonIfExists(this.#work("dense-score.json"))) ?? {
+        expectedAccuracy: null,
+        loss: null,
+      },
+    );
+    const drop =
+      score === null || known.expectedAccuracy === null
+        ? null
+        : expectedDropPoints({ expectedAccuracy: known.expectedAccuracy, loss: 0 }, score);
+    return {
+      index,
+      plan,
+      latencyRatio: score === null ? null : await this.#latencyRatio(graph, plan.inputSize),
+      predictedLatencyRatio,
+      nonzero,
+      bytes,
+      expectedDropPoints: drop !== null && Number.isFinite(drop) ? drop : null,
+    };
+  }
+
+  async #latencyRatio(graph: Graph, size: InputSize): Promise<number> {
+    const { spec, engine, signal } = this.#context;
+    const { height, width } = spec.generalist.preprocessing;
+    const dense = { graph: this.#loaded().network.backbone, height, width };
+    const other = { graph, ...(size ?? { height, width }) };
+    const [before, after] = await compareLatency([dense, other], 1, engine, signal);
+    return after! / before!;
+  }
+
+  #searches(): boolean {
+    return parseMethod(this.#context.spec.options.method).kind === "auto";
+  }
+
+  async #build(plan: CompressionPlan, at: number, plans: number) {
+    const { spec, onProgress } = this.#context;
+    const { network } = this.#loaded();
+    const resume = await this.#readProgress();
+    let savedAt = performance.now();
+    const onSegment = async (progress: Progress): Promise<void> => {
+      if (performance.now() - savedAt < CHECKPOINT_MS) return;
+      await this.#writeProgress(progress);
+      savedAt = performance.now();
+    };
+    return applyPlan(network.backbone, plan, {
+      environmentAt: (size) =>
+        Promise.resolve(
+          this.#environment(size, (done, total) =>
+            onProgress("compress", at * total + done, plans * total),
+          ),
+        ),
+      zeros: { blockSize: spec.options.blockSize, ...(resume ? { resume } : {}), onSegment },
+    });
+  }
+
+  #environment(
+    size: InputSize,
+    onProgress: (done: number, total: number) => void,
+  ): CompressEnvironment {
+    const { spec, engine, signal } = this.#context;
+    const { pictures } = this.#loaded();
+    const samples = pictures.calibrationSamples(spec.options.calibrationPictures);
+    return {
+      engine,
+      calibration: this.#source(samples, size),
+      workDir: this.#paths.work,
+      memoryBytes: BORDER_MEMORY_BYTES,
+      damping: spec.options.damping,
+      onProgress,
+      signal,
+    };
   }
 
   /** The incumbent on the same held-out pictures, through its own preprocessing. */
@@ -276,17 +372,20 @@ class Run {
     const { spec, log, signal } = this.#context;
     const manifest = await readModelJson(join(dir, "model.json"), modelManifestSchema);
     const file = await readFile(join(dir, "model.onnx"));
-    const heldOut = this.#rows("heldOut");
+    const { pictures } = this.#loaded();
+    const heldOut = pictures.samples("heldOut");
     const { preprocessing, classes, inputName, outputName } = manifest;
     const same = JSON.stringify(preprocessing) === JSON.stringify(spec.generalist.preprocessing);
-    const { cache } = this.#loaded();
+    const cached = pictures.source(heldOut, null, 1);
     const session = await openSession(file, { ...spec.options, log });
     const logits = new Float32Array(heldOut.length * classes.length);
     try {
       for (const [index, { row }] of heldOut.entries()) {
         signal.throwIfAborted();
-        const data = same ? await cache.read([row]) : await this.#decodeAgain(row, preprocessing);
         const dims = [1, 3, preprocessing.height, preprocessing.width];
+        const data = same
+          ? (await cached.read(index)).data
+          : await this.#decodeAgain(row, preprocessing);
         const answer = (await session.run({ [inputName]: { data, dims } }))[outputName]?.data;
         if (!(answer instanceof Float32Array)) throw new TypeError(`"${outputName}" is no float32`);
         logits.set(answer, index * classes.length);
@@ -304,7 +403,7 @@ class Run {
   /** A held-out picture by other rules; NaN, hence wrong, where its file was taken away since. */
   async #decodeAgain(row: number, preprocessing: Preprocessing): Promise<Float32Array> {
     const { spec, log } = this.#context;
-    const { path } = this.#pictures[row]!;
+    const { path } = this.#loaded().pictures.pictures[row]!;
     try {
       const limits = { maxMegapixels: spec.options.maxMegapixels };
       return (await readPicture(path, preprocessing, limits)).tensor;
@@ -318,9 +417,10 @@ class Run {
   #labelOfGeneralist(): (name: string) => string {
     const { generalist, labelMap } = this.#context.spec;
     const named = { classes: generalist.classes, aliases: generalist.classAliases };
-    const indices = mapLabels(this.#classes, named, labelMap);
+    const { classes } = this.#loaded().pictures;
+    const indices = mapLabels(classes, named, labelMap);
     const labels = new Map<string, string>();
-    this.#classes.forEach((label, i) => {
+    classes.forEach((label, i) => {
       const name = generalist.classes[indices[i]!];
       if (name !== undefined) labels.set(name, label);
     });
@@ -329,41 +429,64 @@ class Run {
 
   #fit(features: Float32Array): Promise<SpecialistHead> {
     const { spec, engine, signal } = this.#context;
-    const { network } = this.#loaded();
-    const samples = this.#trainingSamples();
+    const { network, pictures } = this.#loaded();
     const { generalist, labelMap } = spec;
     const named = { classes: generalist.classes, aliases: generalist.classAliases };
-    const classOf = mapLabels(this.#classes, named, labelMap);
+    const classOf = mapLabels(pictures.classes, named, labelMap);
     const { W, b } = readHead(network.graph, network.head);
     const rows = sliceHead({ weights: W, bias: b }, classOf);
     const complete = classOf.every((c) => c >= 0);
     const prior = classOf.some((c) => c >= 0) ? { rows, complete } : null;
-    return fitHead(
-      {
-        features,
-        inputs: this.#inputs(),
-        labels: samples.map(({ row }) => this.#classes.indexOf(this.#pictures[row]!.label)),
-        bursts: samples.map(({ row }) => this.#pictures[row]!.burst),
-        classes: this.#classes.length,
-      },
-      prior,
-      { seed: spec.options.seed, gemm: engine.gemm, signal },
-    );
+    const options = { seed: spec.options.seed, gemm: engine.gemm, signal };
+    return fitHead(this.#labeled(features), prior, options);
+  }
+
+  #score(features: Float32Array): Promise<FeatureScore> {
+    const { spec, engine, signal } = this.#context;
+    const options = { seed: spec.options.seed, gemm: engine.gemm, signal };
+    return scoreFeatures(this.#labeled(features), options);
+  }
+
+  /** @param features of every training sample, row by row. */
+  #labeled(features: Float32Array): TrainingFeatures {
+    const { pictures } = this.#loaded();
+    const samples = pictures.trainingSamples().map(({ row }) => pictures.pictures[row]!);
+    return {
+      features,
+      inputs: features.length / samples.length,
+      labels: samples.map(({ label }) => pictures.classes.indexOf(label)),
+      bursts: samples.map(({ burst }) => burst),
+      classes: pictures.classes.length,
+    };
+  }
+
+  async #trainingFeatures(): Promise<Float32Array> {
+    const heldOut = this.#loaded().pictures.samples("heldOut").length;
+    return (await this.#readFeatures()).subarray(heldOut * this.#inputs());
+  }
+
+  #featuresOf(graph: Graph, size: InputSize, stage: StageName): Promise<Float32Array> {
+    return this.#run(graph, this.#loaded().pictures.trainingSamples(), size, stage);
   }
 
   /** Runs a graph over samples and returns its one output, `samples × width`, row-major. */
-  async #run(graph: Graph, samples: readonly Sample[], stage: StageName): Promise<Float32Array> {
+  async #run(
+    graph: Graph,
+    samples: readonly Sample[],
+    size: InputSize,
+    stage: StageName,
+  ): Promise<Float32Array> {
     const { engine, onProgress, signal } = this.#context;
     const input = graph.inputs[0]!.name;
     const output = graph.outputs[0]!.name;
     const session = await engine.open(graph);
-    const calibration = this.#calibration(samples);
+    const source = this.#source(samples, size);
     let result: Float32Array | undefined;
     let offset = 0;
     try {
-      for (let batch = 0; batch < calibration.batches; batch++) {
+      for (let batch = 0; batch < source.batches; batch++) {
         signal.throwIfAborted();
-        const value = await calibration.read(batch);
+        const value = await source.read(batch);
         const data = (await session.run({ [input]: value }))[output]?.data;
         if (!(data instanceof Float32Array)) throw new TypeError(`"${output}" is no float32 value`);
         const width = data.length / value.dims[0]!;
@@ -378,72 +501,39 @@ class Run {
     return result ?? new Float32Array(0);
   }
 
-  #calibration(samples: readonly Sample[]): Calibration {
-    const { spec } = this.#context;
-    const { cache, network } = this.#loaded();
-    const { height, width } = spec.generalist.preprocessing;
-    const size = network.batched ? spec.options.batchSize : 1;
-    return {
-      batches: Math.ceil(samples.length / size),
-      read: async (batch) => {
-        const part = samples.slice(batch * size, (batch + 1) * size);
-        const data = new Float32Array(part.length * 3 * height * width);
-        for (const [i, { row, flipped }] of part.entries()) {
-          data.set(await cache.read([row], flipped), i * 3 * height * width);
-        }
-        return { data, dims: [part.length, 3, height, width] };
-      },
-    };
-  }
-
-  #rows(role: "train" | "heldOut"): Sample[] {
-    return this.#pictures.flatMap((picture, row) =>
-      picture.role === role ? [{ row, flipped: false }] : [],
+  #source(samples: readonly Sample[], size: InputSize): Calibration {
+    const { pictures, network } = this.#loaded();
+    return pictures.source(
+      samples,
+      size,
+      network.batched ? this.#context.spec.options.batchSize : 1,
     );
-  }
-
-  /** Each training picture and its mirror image: an animal walks either way. */
-  #trainingSamples(): Sample[] {
-    return this.#rows("train").flatMap(({ row }) => [
-      { row, flipped: false },
-      { row, flipped: true },
-    ]);
-  }
-
-  /** Class by class in turn, so that a limit takes as many of each. */
-  #calibrationSamples(): Sample[] {
-    const queues = this.#classes.map((label) =>
-      this.#trainingSamples().filter(({ row }) => this.#pictures[row]!.label === label),
-    );
-    const longest = Math.max(...queues.map((queue) => queue.length));
-    const inTurn = Array.from({ length: longest }, (_, turn) =>
-      queues.flatMap((queue) => queue.slice(turn, turn + 1)),
-    ).flat();
-    return inTurn.slice(0, this.#context.spec.options.calibrationPictures);
   }
 
   #frames(samples: readonly Sample[]): CachedPicture[] {
-    return samples.map(({ row }) => this.#pictures[row]!);
+    return samples.map(({ row }) => this.#loaded().pictures.pictures[row]!);
   }
 
   #outcomes(logits: Float32Array, samples: readonly Sample[]): FrameOutcome[] {
-    return outcomesOf(logits, this.#classes, this.#frames(samples));
+    return outcomesOf(logits, this.#loaded().pictures.classes, this.#frames(samples));
   }
 
   async #write(
     dir: string,
     graph: Graph,
     head: SpecialistHead,
-    reports: readonly LayerReport[],
+    built: Built | null,
   ): Promise<{ file: Uint8Array; parameters: number; nonzero: number; bytes: number }> {
     const { spec, log } = this.#context;
     const file = writeGraph(graph);
-    const zeros = reports.filter((r) => r.relativeLoss !== null);
-    const what = zeros.length > 0 ? zeros[0]!.method : "dense";
+    const { classes } = this.#loaded().pictures;
+    const { preprocessing } = spec.generalist;
+    const size = built?.plan.inputSize ?? null;
+    const what = built === null ? "dense" : this.#describe(built.plan);
     const manifest: ModelManifest = {
       formatVersion: 1,
       sha256: sha256(file),
-      name: `${spec.generalist.name} · ${this.#classes.length} classes · ${what}`,
+      name: `${spec.generalist.name} · ${classes.length} classes · ${what}`,
       createdAt: spec.createdAt,
       softwareVersion: spec.softwareVersion,
       origin: {
@@ -452,13 +542,13 @@ class Run {
         run: spec.id,
         incumbentSha256: await incumbentSha256(spec.incumbentDir),
       },
-      classes: [...this.#classes],
+      classes: [...classes],
       inputName: graph.inputs[0]!.name,
       outputName: graph.outputs[0]!.name,
-      preprocessing: spec.generalist.preprocessing,
+      preprocessing: size === null ? preprocessing : preprocessingAt(preprocessing, size),
       metrics: null,
       layers: [
-        ...reports.map((report) => ({ ...report })),
+        ...(built?.reports ?? []).map((report) => ({ ...report })),
         { name: "head", method: `${head.kind}, l2 ${head.l2}`, sparsity: 0, relativeLoss: null },
       ],
     };
@@ -476,10 +566,45 @@ class Run {
     return { file, ...countParameters(graph), bytes: file.length };
   }
 
-  async #compressed(): Promise<{ graph: Graph; reports: readonly LayerReport[] }> {
-    const progress = await this.#readProgress();
-    if (!progress) throw new RangeError("the compressed network is missing from the run's folder");
-    return progress;
+  /** A plan in a few words, for people. */
+  #describe({
+    inputSize,
+    activations,
+    widths,
+    sparsity,
+    int8,
+    droppedBlocks,
+  }: CompressionPlan): string {
+    const method = parseMethod(this.#context.spec.options.method);
+    if (method.kind === "fixed") return formatMethod(method);
+    const parts = [
+      inputSize === null ? "" : `${inputSize.width}×${inputSize.height}`,
+      droppedBlocks.length > 0 ? `${droppedBlocks.length} blocks less` : "",
+      Object.keys(widths).length > 0 ? "narrowed" : "",
+      activations === "keep" ? "" : activations,
+      Object.keys(sparsity).length > 0 ? "sparse" : "",
+      int8 ? "int8" : "",
+    ].filter((part) => part !== "");
+    return parts.length > 0 ? parts.join(", ") : "dense";
+  }
+
+  /** What was built for a point of the front. */
+  async #built(index: number): Promise<Built & { graph: Graph }> {
+    const built = await this.#readBuilt(index);
+    if (!built) throw new RangeError(`network ${index} is missing from the run's folder`);
+    const graph = readGraph(await readFile(join(this.#paths.front, `${index}.onnx`)));
+    return { ...built, graph };
+  }
+
+  async #readBuilt(index: number): Promise<Built | undefined> {
+    const state = await readJsonIfExists(join(this.#paths.front, `${index}.json`));
+    return state === undefined ? undefined : v.parse(builtSchema, state);
+  }
+
+  /** The network first, then the file that says it is there. */
+  async #writeBuilt(index: number, graph: Graph, built: Built): Promise<void> {
+    await writeFileAtomic(join(this.#paths.front, `${index}.onnx`), writeGraph(graph));
+    await writeJsonAtomic(join(this.#paths.front, `${index}.json`), built);
   }
 
   async #readProgress(): Promise<Progress | undefined> {
@@ -500,13 +625,14 @@ class Run {
     if (before !== segments) await rm(this.#work(`compressed-${before}.onnx`), { force: true });
   }
 
-  async #writeHead(name: string, head: SpecialistHead): Promise<void> {
+  async #writeHead(index: number, head: SpecialistHead): Promise<void> {
     const values = { ...head, weights: [...head.weights], bias: [...head.bias] };
-    await writeJsonAtomic(this.#work(name), values);
+    await writeJsonAtomic(join(this.#paths.front, `${index}.head.json`), values);
   }
 
-  async #readHead(name: string): Promise<SpecialistHead> {
-    const head = v.parse(headFile, await readJsonIfExists(this.#work(name)));
+  async #readHead(index: number): Promise<SpecialistHead> {
+    const path = join(this.#paths.front, `${index}.head.json`);
+    const head = v.parse(headSchema, await readJsonIfExists(path));
     return {
       ...head,
       weights: Float32Array.from(head.weights),
@@ -527,14 +653,19 @@ class Run {
     return join(this.#paths.work, name);
   }
 
-  #loaded(): { network: Network; cache: PictureCache } {
-    if (!this.#network || !this.#cache) throw new TypeError("the run's network is not loaded yet");
-    return { network: this.#network, cache: this.#cache };
+  #picturesOptions() {
+    const { spec, signal } = this.#context;
+    const { preprocessing } = spec.generalist;
+    const { maxMegapixels } = spec.options;
+    return { dir: this.#paths.work, preprocessing, maxMegapixels, signal };
   }
-}
 
-function leftDense(name: string): LayerReport {
-  return { name, method: "dense: sparsity 0 is asked for", sparsity: 0, relativeLoss: null };
+  #loaded(): { network: Network; pictures: RunPictures } {
+    if (!this.#network || !this.#pictures) {
+      throw new TypeError("the run's network is not loaded yet");
+    }
+    return { network: this.#network, pictures: this.#pictures };
+  }
 }
 
 /** The network with a linear classifier on its features: output `logits`, `[N, classes]`. */

@@ -3,7 +3,7 @@ import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, isoTime } from "../clock.ts";
-import type { StationConfig } from "../config/schema.ts";
+import { aimOf, type StationConfig } from "../config/schema.ts";
 import { AgentError, messageOf } from "../errors.ts";
 import { fileExists, readJsonIfExists } from "../files.ts";
 import type { BuildMessage } from "../fleet/messages.ts";
@@ -147,6 +147,8 @@ export class RunFlow {
       labelMap: config.labelMap,
       options: {
         ...options,
+        aim: aimOf(config),
+        searchSeconds: 60 * options.searchMinutes,
         executionProviders: [...inference.executionProviders],
         maxMegapixels: intake.maxMegapixels,
       },

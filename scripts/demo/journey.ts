@@ -49,8 +49,8 @@ export interface DemoOptions {
   /** Address of a broker; null for an embedded one. */
   readonly mqttUrl: string | null;
   readonly seed: number;
-  /** Share of zeros in pruned layers, in (0, 1). */
-  readonly sparsity: number;
+  /** What is done to the network, as `specialize.method` has it. */
+  readonly method: string;
   /** A name of the catalog, or the path of an .onnx file with its JSON. */
   readonly generalist: string;
   /** Where generalists are kept between demos. */
@@ -174,7 +174,7 @@ class Demo {
     this.#chapter("The station");
     const office = await openOffice(this.#options.mqttUrl, `taco/demo/${STATION}`);
     this.#office = office;
-    await this.#configure(office, 0);
+    await this.#configure(office, "none");
     const { configPath, logPath } = this.#station;
     const version = office.protocolVersion === 4 ? "3.1.1" : "5";
     for (const line of this.#camera.about) this.#say(line);
@@ -187,7 +187,7 @@ class Demo {
     return office;
   }
 
-  async #configure(office: FleetOffice, sparsity: number): Promise<void> {
+  async #configure(office: FleetOffice, method: string): Promise<void> {
     const { seed, dir } = this.#options;
     const { url, protocolVersion, username, password } = office;
     const passwordFile = join(dir, "mqtt-password");
@@ -196,7 +196,7 @@ class Demo {
       id: STATION,
       generalist: this.#generalist,
       cropBottom: this.#camera.cropBottom,
-      sparsity,
+      method,
       seed,
       mqtt: {
         url,
@@ -229,7 +229,7 @@ class Demo {
     this.#chapter("First labels, and a plain new head on the dense generalist");
     await this.#labelAll(1);
     const { configPath } = this.#station;
-    this.#say("specialize.sparsity is 0 for now: nothing is pruned, only a head is fitted");
+    this.#say('specialize.method is "none" for now: nothing is compressed, only a head is fitted');
     this.#sayCommand(`specialize --config ${this.#shown(configPath)} --force`);
     const command = this.#station.taco("specialize", "--config", configPath, "--force");
     const run = await this.#watchRun(async () => {
@@ -253,14 +253,12 @@ class Demo {
   }
 
   async #moreLabels(office: FleetOffice): Promise<void> {
-    const { sparsity, signal } = this.#options;
+    const { method, signal } = this.#options;
     this.#chapter("More labels");
-    await this.#configure(office, sparsity);
+    await this.#configure(office, method);
     const stopped = await this.#station.stop();
     await this.#station.start(signal);
-    this.#say(
-      `specialize.sparsity is ${sparsity} from now on. The agent was restarted for it, ended`,
-    );
+    this.#say(`specialize.method is ${method} from now on. The agent was restarted for it, ended`);
     this.#say(`within ${seconds(stopped)}, and takes up the frames that came meanwhile`);
     await this.#labelAll(2);
     this.#say("what the station says now:");
@@ -297,7 +295,7 @@ class Demo {
     for (const reason of verdict.reasons) this.#say(`  · ${reason}`);
     if (verdict.accepted) return result;
     throw new DemoRefused(
-      `the gate refused the candidate (reasons above), so the model of before goes on. Give more pictures of each class, or a --sparsity below ${this.#options.sparsity}`,
+      `the gate refused the candidate (reasons above), so the model of before goes on. Give more pictures of each class, or a --method gentler than ${this.#options.method}`,
     );
   }
 

@@ -18,7 +18,7 @@ export interface StationSettings {
   /** A name of the catalog, or the path of an .onnx file. */
   readonly generalist: string;
   readonly cropBottom: number;
-  readonly sparsity: number;
+  readonly method: string;
   readonly seed: number;
   readonly mqtt: Readonly<Record<string, unknown>>;
 }
@@ -226,14 +226,14 @@ export class DemoStation {
 
 /** What differs from the defaults, each for the reason that stands beside it. */
 function demoConfig(settings: StationSettings): Record<string, unknown> {
-  const { id, generalist, cropBottom, sparsity, seed, mqtt } = settings;
+  const { id, generalist, cropBottom, method, seed, mqtt } = settings;
   return {
     station: { id, fleet: "demo", dir: "." },
     generalist,
     // Looked at quickly, since somebody is watching.
     intake: { scanIntervalSeconds: 5, settleMilliseconds: 200, cropBottom },
     specialize: {
-      sparsity,
+      method,
       seed,
       minLabelsPerClass: 2,
       // So small that a run takes a minute on two cores.

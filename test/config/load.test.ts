@@ -105,14 +105,14 @@ test("config: a section left empty means its defaults, and all is frozen", () =>
 
 test("config: lists all problems at once with key, line and column", () => {
   const error = refusal(
-    "station: { id: 'a/b', dir: d }\nspecialize:\n  sparsity: 1.5\n  seed: one\n  batchSize: 1.5\n",
+    "station: { id: 'a/b', dir: d }\nspecialize:\n  damping: 1.5\n  seed: one\n  batchSize: 1.5\n",
   );
   assert.equal(error.code, "CONFIG_INVALID");
   const lines = error.message.split("\n").slice(1);
   assert.deepEqual(lines, [
     "  station.id (line 1, column 12): expected 1 to 64 letters, digits, '.', '_' or '-', a letter " +
       'or digit first, got "a/b"',
-    "  specialize.sparsity (line 3, column 3): expected at most 0.99, got 1.5",
+    "  specialize.damping (line 3, column 3): expected at most 1, got 1.5",
     '  specialize.seed (line 4, column 3): expected a number, got "one"',
     "  specialize.batchSize (line 5, column 3): expected a whole number, got 1.5",
   ]);
@@ -145,9 +145,10 @@ test("config: refuses what no single key shows", () => {
     ["schedule: { timeZone: Mars/Olympus }", /schedule\.timeZone .*IANA/],
     ["schedule: { quietHours: ['8-10'] }", /schedule\.quietHours\.0 .*HH:MM-HH:MM/],
     ["schedule: { quietHours: ['08:00-08:00'] }", /two different times/],
-    ["specialize: { pattern: '4:4' }", /specialize\.pattern .*N smaller than M/],
-    ["specialize: { pattern: half }", /specialize\.pattern .*"2:4"/],
-    ["specialize: { pattern: '2:4', blockSize: 30 }", /specialize\.blockSize .*multiple of M/],
+    ["specialize: { method: 'nm:4:4' }", /specialize\.method .*got "nm:4:4"/],
+    ["specialize: { method: half }", /specialize\.method .*nm:2:4.*got "half"/],
+    ["specialize: { method: 'nm:2:4', blockSize: 30 }", /specialize\.blockSize .*multiple of M/],
+    ["specialize: { speedup: 2, maxBytes: 9 }", /specialize\.speedup .*expected one of/],
     ["inference: { executionProviders: [cpu, cpu] }", /executionProviders .*once/],
     ["inference: { executionProviders: [rocm] }", /executionProviders\.0 .*"tensorrt" or "cuda"/],
     ["mqtt: { url: 'http://b' }", /mqtt\.url .*mqtt:\/\//],
@@ -161,7 +162,7 @@ test("config: refuses what no single key shows", () => {
     assert.equal(error.code, "CONFIG_INVALID");
     assert.match(error.message, expected);
   }
-  assert.equal(load(`${STATION}specialize: { pattern: '2:4' }\n`).specialize.pattern, "2:4");
+  assert.equal(load(`${STATION}specialize: { method: 'nm:2:4' }\n`).specialize.method, "nm:2:4");
 });
 
 test("config: a file that is missing or no YAML is unreadable, with line and column", () => {

@@ -48,7 +48,7 @@ function demo(changes: Partial<DemoOptions>): { options: DemoOptions; text: () =
     imagesDir: images,
     mqttUrl: null,
     seed: 3,
-    sparsity: 0.2,
+    method: "unstructured:0.2",
     generalist,
     cacheDir: join(root, "cache"),
     taco: TACO,
@@ -128,10 +128,10 @@ test("demo: its configuration fits the schema", async () => {
   await station.prepare();
   const mqtt = { url: "mqtt://127.0.0.1:1883", protocolVersion: 4 };
   const settings = { id: "HV0406", generalist: "efficientnet_b0", cropBottom: 32, seed: 1 };
-  await station.configure({ ...settings, sparsity: 0.5, mqtt });
+  await station.configure({ ...settings, method: "unstructured:0.5", mqtt });
   const config = loadConfig(station.configPath, {});
   assert.equal(config.station.dir, station.dir);
-  assert.equal(config.specialize.sparsity, 0.5);
+  assert.equal(config.specialize.method, "unstructured:0.5");
 });
 
 /** The first pictures of a camera. */

@@ -56,8 +56,9 @@ async function specOf(
     problems: [],
     labelMap: {},
     options: {
-      sparsity: 0.5,
-      pattern: "unstructured",
+      method: "unstructured:0.5",
+      aim: { aim: "latency", maxDropPoints: 1 },
+      searchSeconds: 60,
       blockSize: 128,
       damping: 0.01,
       calibrationPictures: 64,
@@ -117,7 +118,17 @@ test("run: the candidate's folder is complete, true to its figures, and gives it
   assert.deepEqual(result.heldOut, { frames: 36, bursts: 36 });
   assert.deepEqual(
     result.stages.map(({ name }) => name),
-    ["pictures", "features", "head", "compress", "head-refit", "evaluate", "latency", "verdict"],
+    [
+      "pictures",
+      "features",
+      "head",
+      "search",
+      "compress",
+      "head-refit",
+      "evaluate",
+      "latency",
+      "verdict",
+    ],
   );
   const session = await openSession(file, {
     executionProviders: ["cpu"],
@@ -155,7 +166,7 @@ test("run: killed in the middle of every stage, it goes on and ends as one that 
       assert.ok(error instanceof AgentError, String(error));
     }
   }
-  assert.equal(killedIn.size, 6, "each stage of the child was hit once");
+  assert.equal(killedIn.size, 7, "each stage of the child was hit once");
   assert.equal(new Set(finished).size, finished.length, "no finished stage was done again");
   assert.deepEqual(result?.candidate, whole.candidate);
   assert.equal(result?.candidateSha256, whole.candidateSha256);
@@ -178,7 +189,7 @@ test("run: stopped by its signal it says so, and can be taken up", async () => {
 
 test("run: judges an incumbent on the same pictures, whatever classes it has", async () => {
   const first = join(root, "runs", "first");
-  await run(await specOf({ sparsity: 0 }), first);
+  await run(await specOf({ method: "none" }), first);
   const second = await run(
     await specOf({}, join(first, "candidate")),
     join(root, "runs", "second"),
@@ -188,11 +199,11 @@ test("run: judges an incumbent on the same pictures, whatever classes it has", a
   assert.equal(second.verdict.againstIncumbent?.bursts, 36);
 });
 
-test("run: sparsity 0 takes nothing away, and N:M its share", async () => {
-  const dense = await run(await specOf({ sparsity: 0 }), join(root, "runs", "dense"));
+test("run: method none takes nothing away, and N:M its share", async () => {
+  const dense = await run(await specOf({ method: "none" }), join(root, "runs", "dense"));
   assert.equal(dense.candidate.nonzero, dense.dense.nonzero);
   assert.equal(dense.candidate.accuracy, dense.dense.accuracy);
-  const nm = await run(await specOf({ pattern: "2:4" }), join(root, "runs", "nm"));
+  const nm = await run(await specOf({ method: "nm:2:4" }), join(root, "runs", "nm"));
   assert.ok(nm.candidate.nonzero < 0.65 * nm.dense.nonzero, `${nm.candidate.nonzero}`);
 });
 

@@ -1,0 +1,192 @@
+import { join } from "node:path";
+import * as v from "valibot";
+import { readPicture } from "../data/picture.ts";
+import { readJsonIfExists } from "../files.ts";
+import { type Preprocessing, preprocessingAt } from "../model.ts";
+import type { Calibration } from "./environment.ts";
+import { type CachedPicture, fillPictureCache, PictureCache } from "./picture-cache.ts";
+import type { InputSize } from "./pipeline.ts";
+import type { Role } from "./split.ts";
+
+/** A picture of the run, as it is or mirrored. */
+export interface Sample {
+  /** Position in {@link RunPictures.pictures}. */
+  readonly row: number;
+  readonly flipped: boolean;
+}
+
+/** Where a run's pictures are kept, and by which rules they are read. */
+export interface RunPicturesOptions {
+  /** Folder of the caches. */
+  readonly dir: string;
+  /** At the network's own size. */
+  readonly preprocessing: Preprocessing;
+  readonly maxMegapixels: number;
+  readonly signal: AbortSignal;
+}
+
+const listedPictures = v.object({
+  pictures: v.array(
+    v.object({
+      path: v.string(),
+      label: v.string(),
+      burst: v.string(),
+      role: v.picklist(["train", "heldOut"]),
+    }),
+  ),
+  problems: v.array(v.object({ subject: v.string(), reason: v.string() })),
+});
+
+/** The cache at the network's own size. */
+const BASE = "pictures.u8";
+
+/**
+ * Decodes the pictures of a run for {@link RunPictures.open}; those that cannot be read are left
+ * out and named.
+ */
+export async function decodePictures(
+  pictures: readonly CachedPicture[],
+  options: RunPicturesOptions,
+  onProgress: (done: number) => void,
+): Promise<void> {
+  const { dir, preprocessing, maxMegapixels, signal } = options;
+  await fillPictureCache(
+    join(dir, BASE),
+    pictures,
+    preprocessing,
+    async (path) => (await readPicture(path, preprocessing, { maxMegapixels })).tensor,
+    onProgress,
+    signal,
+  );
+}
+
+/** The pictures of a run, decoded at every size that is asked for. Close them at the end. */
+export class RunPictures {
+  readonly pictures: readonly CachedPicture[];
+  readonly problems: readonly { readonly subject: string; readonly reason: string }[];
+  readonly classes: readonly string[];
+  readonly #options: RunPicturesOptions;
+  readonly #caches = new Map<string, Promise<PictureCache>>();
+
+  private constructor(listed: v.InferOutput<typeof listedPictures>, options: RunPicturesOptions) {
+    this.pictures = listed.pictures;
+    this.problems = listed.problems;
+    this.classes = [...new Set(listed.pictures.map(({ label }) => label))].sort();
+    this.#options = options;
+  }
+
+  /** Opens what {@link decodePictures} left in `options.dir`. */
+  static async open(options: RunPicturesOptions): Promise<RunPictures> {
+    const list = await readJsonIfExists(join(options.dir, `${BASE}.json`));
+    return new RunPictures(v.parse(listedPictures, list), options);
+  }
+
+  /** Pictures of one side of the split, as they are. */
+  samples(role: Role): Sample[] {
+    return this.pictures.flatMap((picture, row) =>
+      picture.role === role ? [{ row, flipped: false }] : [],
+    );
+  }
+
+  /** Each training picture and its mirror image: an animal walks either way. */
+  trainingSamples(): Sample[] {
+    return this.samples("train").flatMap(({ row }) => [
+      { row, flipped: false },
+      { row, flipped: true },
+    ]);
+  }
+
+  /** At most `limit` training samples: class by class in turn, so that it takes as many of each. */
+  calibrationSamples(limit: number): Sample[] {
+    const all = this.trainingSamples();
+    const queues = this.classes.map((label) =>
+      all.filter(({ row }) => this.pictures[row]!.label === label),
+    );
+    const longest = Math.max(...queues.map((queue) => queue.length));
+    const inTurn = Array.from({ length: longest }, (_, turn) =>
+      queues.flatMap((queue) => queue.slice(turn, turn + 1)),
+    ).flat();
+    return inTurn.slice(0, limit);
+  }
+
+  /**
+   * Samples as a network's input, batch by batch. At another size than the network's own, the
+   * pictures of the samples' side are decoded again the first time, since a picture that is
+   * scaled twice is not what the station would see.
+   *
+   * @param batchSize pictures in a batch.
+   */
+  source(samples: readonly Sample[], size: InputSize, batchSize: number): Calibration {
+    const { height, width } = size ?? this.#options.preprocessing;
+    const values = 3 * height * width;
+    return {
+      batches: Math.ceil(samples.length / batchSize),
+      read: async (batch) => {
+        const part = samples.slice(batch * batchSize, (batch + 1) * batchSize);
+        const data = new Float32Array(part.length * values);
+        for (const [i, { row, flipped }] of part.entries()) {
+          const { cache, at } = await this.#place(row, size);
+          data.set(await cache.read([at], flipped), i * values);
+        }
+        return { data, dims: [part.length, 3, height, width] };
+      },
+    };
+  }
+
+  async close(): Promise<void> {
+    for (const cache of this.#caches.values()) await (await cache).close();
+    this.#caches.clear();
+  }
+
+  async #place(row: number, size: InputSize): Promise<{ cache: PictureCache; at: number }> {
+    const { dir, preprocessing } = this.#options;
+    const own =
+      size === null || (size.height === preprocessing.height && size.width === preprocessing.width);
+    if (own) return { cache: await this.#open(join(dir, BASE), preprocessing), at: row };
+    const { role } = this.pictures[row]!;
+    const side = this.pictures.filter((picture) => picture.role === role);
+    const at = side.indexOf(this.pictures[row]!);
+    const shape = preprocessingAt(preprocessing, size);
+    const path = join(dir, `pictures-${size.height}x${size.width}-${role}.u8`);
+    return { cache: await this.#open(path, shape, side), at };
+  }
+
+  #open(
+    path: string,
+    shape: Preprocessing,
+    missing: readonly CachedPicture[] | null = null,
+  ): Promise<PictureCache> {
+    const known = this.#caches.get(path);
+    if (known) return known;
+    const opened =
+      missing === null ? PictureCache.open(path, shape) : this.#fill(path, shape, missing);
+    this.#caches.set(path, opened);
+    return opened;
+  }
+
+  async #fill(
+    path: string,
+    shape: Preprocessing,
+    pictures: readonly CachedPicture[],
+  ): Promise<PictureCache> {
+    const { maxMegapixels, signal } = this.#options;
+    const done = await readJsonIfExists(`${path}.json`);
+    if (done === undefined) {
+      const { problems } = await fillPictureCache(
+        path,
+        pictures,
+        shape,
+        async (file) => (await readPicture(file, shape, { maxMegapixels })).tensor,
+        () => undefined,
+        signal,
+      );
+      const [problem] = problems;
+      if (problem) {
+        throw new RangeError(
+          `${problem.subject} was readable when the run began and no longer is: ${problem.reason}`,
+        );
+      }
+    }
+    return PictureCache.open(path, shape);
+  }
+}
