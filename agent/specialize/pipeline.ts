@@ -1,6 +1,6 @@
 import { AgentError } from "../errors.ts";
 import { type FixedMethod, formatPattern, parseMethod } from "../method.ts";
-import { findChannelGroups } from "../onnx/channel-groups.ts";
+import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
@@ -8,6 +8,8 @@ import { type CompressOptions, compressNetwork } from "./compress-network.ts";
 import type { CompressionPlan } from "./compression-plan.ts";
 import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./environment.ts";
 import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
+import { narrowNetwork } from "./narrow-network.ts";
+import { quantizeNetwork } from "./quantize-network.ts";
 
 /** Height and width of a network's input in pixels; null: its own. */
 export type InputSize = CompressionPlan["inputSize"];
@@ -45,6 +47,11 @@ export async function applyPlan(
     reports.push(...result.reports);
     refused.push(...result.refused);
   };
+  if (Object.keys(plan.widths).length > 0) {
+    const include = ({ id }: ChannelGroup) => plan.widths[id] !== undefined;
+    const keep = ({ id, units }: ChannelGroup) => plan.widths[id] ?? units;
+    pass(await narrowNetwork(graph, { ...environment, include, keep }));
+  }
   if (Object.keys(plan.sparsity).length > 0) {
     const patterns = new Map(
       Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
@@ -58,6 +65,7 @@ export async function applyPlan(
       }),
     );
   }
+  if (plan.int8) pass(await quantizeNetwork(graph, environment));
   return { graph, reports, refused };
 }
 

@@ -192,6 +192,8 @@ class Run {
   async compress(): Promise<void> {
     const { network } = this.#loaded();
     const plans = v.parse(plansFile, await readJsonIfExists(this.#work("plans.json")));
+    const method = parseMethod(this.#context.spec.options.method);
+    const left = method.kind === "fixed" ? planOf(method, network.backbone).refused : [];
     const dense: Built = { plan: NO_CHANGE, predictedLatencyRatio: 1, reports: [], refused: [] };
     await this.#writeBuilt(0, network.backbone, dense);
     for (const [at, planned] of plans.entries()) {
@@ -200,7 +202,7 @@ class Run {
       await this.#writeBuilt(at + 1, graph, {
         ...planned,
         reports: reports.map((report) => ({ ...report })),
-        refused: refused.map((refusal) => ({ ...refusal })),
+        refused: [...left, ...refused].map((refusal) => ({ ...refusal })),
       });
       await rm(this.#work("compressed.json"), { force: true });
     }
