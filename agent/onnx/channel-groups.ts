@@ -1,6 +1,7 @@
-import { type Graph, intAttribute } from "./graph.ts";
+import { type ChannelFlow, followChannels, type LabeledConstant } from "./channel-flow.ts";
+import { type AxisLabels, fixedClasses, rootOf } from "./channel-labels.ts";
+import type { Graph } from "./graph.ts";
 import { findPrunableLayers, type PrunableLayer } from "./prunable-layers.ts";
-import { consumersOf, indexGraph } from "./query.ts";
 
 /**
  * A constant that shrinks with a group: along `axis` of what node input `(node, input)` reads, the
@@ -14,14 +15,17 @@ export interface ChannelSlice {
   /** Name of the constant when the group was found. */
   readonly initializer: string;
   readonly axis: number;
-  /** Size of the axis when the group was found. */
+  /** When the group was found: size of the axis, rank, and how many inputs the node had. */
   readonly size: number;
+  readonly rank: number;
+  readonly inputs: number;
   readonly indices: readonly (readonly number[])[];
 }
 
 /**
  * A size that follows: one number of a constant (target of a Reshape, sizes of a Split, bounds of
  * a Slice, pads) or of an attribute (`group`, `split`), less `less[u]` for each unit u taken away.
+ * A Split that states no sizes gets them.
  */
 export interface ChannelSize {
   /** First output of the node that holds or reads the number. */
@@ -68,85 +72,222 @@ export interface ChannelGroups {
   readonly refused: readonly { readonly name: string; readonly reason: string }[];
 }
 
-const UNARY = new Set(["Relu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Clip", "Erf"]);
-
-/** Finds the groups of channels that can be removed together. */
+/**
+ * Finds the channels that can be removed from a network, in groups of units that can go one by
+ * one: the dependency graph of Fang et al. 2023 (DepGraph, arXiv:2301.12900), over single channels
+ * instead of layers.
+ *
+ * Every channel of every axis gets a label. What is elementwise tied (the two sides of an Add, an
+ * expansion and its depthwise convolution, a row and its bias) gets the same one; a Reshape into
+ * attention heads gives all rows of a head of q, k and v one label. Labels that one layer makes
+ * form a group, and so do all streams that an Add ties. Fixed, and so in no group, are channels
+ * that
+ *   - reach an output of the graph, or an operator that is not followed;
+ *   - go through a LayerNorm, a Softmax or a mean over themselves: its statistics run over all of
+ *     them, so without some it is another function of the others, whatever is refitted behind it.
+ *     This keeps the residual stream of a transformer at its width;
+ *   - are regrouped by a Reshape that makes no attention heads (a channel shuffle);
+ *   - are counted by a size that is computed while the network runs: fold shapes first.
+ *
+ * @param graph normalized (`normalizeGraph`), its shapes folded (`foldShapes`) where it has some.
+ */
 export function findChannelGroups(graph: Graph): ChannelGroups {
-  const layers = findPrunableLayers(graph);
-  const groups = layers.flatMap((layer) => chainGroup(graph, layers, layer) ?? []);
-  return { groups, refused: [] };
+  const flow = settledFlow(graph);
+  const layers = labeledLayers(graph, flow);
+  const fixed = fixedClasses(flow.labels);
+  const groups: ChannelGroup[] = [];
+  const refused: { name: string; reason: string }[] = [];
+  const drafts = draftGroups(flow, layers);
+  const unitOf = new Map<number, { draft: Draft; unit: number }>();
+  for (const draft of drafts) {
+    const free = draft.classes.filter((root) => !fixed.has(root));
+    if (free.length > 1) {
+      free.forEach((root, unit) => {
+        unitOf.set(root, { draft, unit });
+      });
+      draft.units = free.length;
+    } else {
+      const reason = draft.classes.map((root) => fixed.get(root)).find((text) => text);
+      refused.push({ name: draft.id, reason: reason ?? "there is only one of them" });
+    }
+  }
+  const parts = partsByGroup(graph, flow, layers, unitOf);
+  for (const draft of drafts) {
+    const own = parts.get(draft);
+    if (own) groups.push({ id: draft.id, kind: kindOf(flow, draft), units: draft.units, ...own });
+  }
+  return { groups, refused };
 }
 
-/** Layer → activations → layer: the simplest group there is. */
-function chainGroup(
-  graph: Graph,
-  layers: readonly PrunableLayer[],
-  layer: PrunableLayer,
-): ChannelGroup | undefined {
-  const index = indexGraph(graph);
-  const byNode = new Map(layers.map((l) => [l.nodeIndex, l]));
-  let value = layer.biasedOutputName;
-  for (;;) {
-    const [reader, ...others] = consumersOf(graph, index, value);
-    if (reader === undefined || others.length > 0 || index.outputs.has(value)) return undefined;
-    const next = byNode.get(graph.nodes.indexOf(reader));
-    if (next) return pairOf(graph, layer, next);
-    if (!UNARY.has(reader.opType)) return undefined;
-    value = reader.outputs[0]!;
+/** More ways than a Reshape has axes are not tried. */
+const MOST_TRIES = 8;
+
+/**
+ * Follows the channels, and lets each Reshape that cuts channels try one way after the other until
+ * none of them ends in something fixed and a product of two activations reads them as heads.
+ */
+function settledFlow(graph: Graph): ChannelFlow {
+  const choices = new Map<string, number | null>();
+  for (let tries = 0; ; tries++) {
+    const flow = followChannels(graph, choices);
+    const changed = tries < MOST_TRIES && nextChoices(flow, choices);
+    if (!changed) return flow;
   }
 }
 
-function pairOf(graph: Graph, a: PrunableLayer, b: PrunableLayer): ChannelGroup | undefined {
-  const node = graph.nodes[a.nodeIndex]!;
-  const channels =
-    b.opType === "Conv"
-      ? b.inFeaturesPerGroup / (b.kernel[0]! * b.kernel[1]!)
-      : b.inFeaturesPerGroup;
-  if (intAttribute(node, "group", 1) !== 1 || b.groups !== 1 || channels !== a.outFeatures)
-    return undefined;
-  const each = Array.from({ length: channels }, (_, u) => [u]);
-  const area = b.inFeaturesPerGroup / channels;
-  const slices: ChannelSlice[] = [
-    {
-      node: a.outputName,
-      input: 1,
-      initializer: a.weightName,
-      axis: a.weightOrder === "rows" ? 0 : 1,
-      size: channels,
-      indices: each,
-    },
-    {
-      node: b.outputName,
-      input: 1,
-      initializer: b.weightName,
-      axis: b.opType === "Conv" || b.weightOrder === "rows" ? 1 : 0,
-      size: channels,
-      indices: each,
-    },
-  ];
-  if (a.biasName !== null) {
-    const reader = a.biasNodeIndex === null ? node : graph.nodes[a.biasNodeIndex]!;
-    slices.push({
-      node: reader.outputs[0]!,
-      input: reader.inputs.indexOf(a.biasName),
-      initializer: a.biasName,
-      axis: 0,
-      size: channels,
-      indices: each,
+/** Moves on every choice that did not work; false where all stay. */
+function nextChoices(flow: ChannelFlow, choices: Map<string, number | null>): boolean {
+  const fixed = fixedClasses(flow.labels);
+  const heads = classesOf(flow, flow.batched);
+  let changed = false;
+  for (const { node, options, labels } of flow.splits) {
+    const choice = choices.get(node) ?? 0;
+    if (choices.get(node) === null) continue;
+    const roots = [...labels].map((label) => rootOf(flow.labels, label));
+    if (roots.every((root) => !fixed.has(root) && heads.has(root))) continue;
+    choices.set(node, choice + 1 < options ? choice + 1 : null);
+    changed = true;
+  }
+  return changed;
+}
+
+function classesOf({ labels }: ChannelFlow, axes: readonly Int32Array[]): Set<number> {
+  return new Set(axes.flatMap((axis) => [...axis].map((label) => rootOf(labels, label))));
+}
+
+/** A layer and the labels of its weights. */
+interface LabeledLayer {
+  readonly layer: PrunableLayer;
+  /** Rows and columns of W; columns by input channel, each for `area` columns. */
+  readonly rows: AxisLabels;
+  readonly columns: AxisLabels;
+  readonly area: number;
+}
+
+function labeledLayers(graph: Graph, flow: ChannelFlow): LabeledLayer[] {
+  const constants = new Map(flow.constants.map((c) => [`${c.node} ${c.input}`, c]));
+  return findPrunableLayers(graph).flatMap((layer) => {
+    const node = graph.nodes[layer.nodeIndex]!;
+    const input = node.inputs.indexOf(layer.weightName);
+    const axes = constants.get(`${node.outputs[0]!} ${input}`)?.axes;
+    if (!axes) return [];
+    const [first, second] = axes as [AxisLabels, AxisLabels];
+    const [rows, columns] = layer.weightOrder === "rows" ? [first, second] : [second, first];
+    return [{ layer, rows, columns, area: layer.kernel[0]! * layer.kernel[1]! }];
+  });
+}
+
+/** A group before it is known which of its classes can go. */
+interface Draft {
+  readonly id: string;
+  /** Roots, in the order of the rows that make them. */
+  readonly classes: number[];
+  units: number;
+}
+
+/** Classes that a common layer makes. Depthwise and grouped layers pass channels on, no more. */
+function draftGroups(flow: ChannelFlow, layers: readonly LabeledLayer[]): Draft[] {
+  const draftOf = new Map<number, Draft>();
+  const drafts = new Set<Draft>();
+  const makers = layers.filter(({ layer }) => layer.groups === 1);
+  for (const { layer, rows } of [...makers, ...layers]) {
+    if (rows === null) continue;
+    const roots = [...new Set([...rows].map((label) => rootOf(flow.labels, label)))];
+    const known = new Set(roots.flatMap((root) => draftOf.get(root) ?? []));
+    if (layer.groups > 1 && known.size > 0) continue;
+    const [draft = { id: layer.name, classes: [], units: 0 }, ...others] = known;
+    drafts.add(draft);
+    const added = [...others.flatMap(({ classes }) => classes), ...roots];
+    for (const root of added) {
+      if (draftOf.get(root) === draft) continue;
+      draftOf.set(root, draft);
+      draft.classes.push(root);
+    }
+    for (const other of others) drafts.delete(other);
+  }
+  return [...drafts];
+}
+
+function kindOf(flow: ChannelFlow, draft: Draft): ChannelGroup["kind"] {
+  const has = (axes: readonly Int32Array[]) => {
+    const classes = classesOf(flow, axes);
+    return draft.classes.some((root) => classes.has(root));
+  };
+  if (has(flow.batched)) return "heads";
+  return has(flow.sums) ? "residual" : "internal";
+}
+
+type Parts = Pick<ChannelGroup, "slices" | "sizes" | "consumers" | "producers">;
+type MutableParts = { -readonly [K in keyof Parts]: Parts[K][number][] };
+type UnitOf = ReadonlyMap<number, { draft: Draft; unit: number }>;
+
+/** What belongs to each group, unit by unit. */
+function partsByGroup(
+  graph: Graph,
+  flow: ChannelFlow,
+  layers: readonly LabeledLayer[],
+  unitOf: UnitOf,
+): Map<Draft, MutableParts> {
+  const parts = new Map<Draft, MutableParts>();
+  const partsOf = (draft: Draft): MutableParts => {
+    const own = parts.get(draft) ?? { slices: [], sizes: [], consumers: [], producers: [] };
+    parts.set(draft, own);
+    return own;
+  };
+  const places = (axis: AxisLabels) => placesByGroup(flow, unitOf, axis);
+  const nodes = new Map(graph.nodes.map((node) => [node.outputs[0]!, node]));
+  for (const constant of flow.constants) {
+    const inputs = nodes.get(constant.node)!.inputs.length;
+    constant.axes.forEach((labels, axis) => {
+      for (const [draft, indices] of places(labels)) {
+        partsOf(draft).slices.push(sliceOf(constant, axis, inputs, indices));
+      }
     });
   }
-  return {
-    id: a.name,
-    kind: "internal",
-    units: channels,
-    slices,
-    sizes: [],
-    producers: [{ layer: a.name, rows: each }],
-    consumers: [
-      {
-        layer: b.name,
-        columns: each.map(([u]) => Array.from({ length: area }, (_, k) => u! * area + k)),
-      },
-    ],
-  };
+  for (const { labels, sign, ...size } of flow.sizes) {
+    for (const [draft, indices] of places(labels)) {
+      partsOf(draft).sizes.push({ ...size, less: indices.map(({ length }) => sign * length) });
+    }
+  }
+  for (const { layer, rows, columns, area } of layers) {
+    for (const [draft, indices] of places(rows)) {
+      partsOf(draft).producers.push({ layer: layer.name, rows: indices });
+    }
+    for (const [draft, indices] of places(columns)) {
+      const wide = indices.map((own) => own.flatMap((channel) => range(channel * area, area)));
+      partsOf(draft).consumers.push({ layer: layer.name, columns: wide });
+    }
+  }
+  return parts;
+}
+
+function sliceOf(
+  { node, input, initializer, axes }: LabeledConstant,
+  axis: number,
+  inputs: number,
+  indices: readonly (readonly number[])[],
+): ChannelSlice {
+  const size = axes[axis]!.length;
+  return { node, input, initializer, axis, size, rank: axes.length, inputs, indices };
+}
+
+/** Places of an axis, by group and unit. */
+function placesByGroup(
+  { labels }: ChannelFlow,
+  unitOf: UnitOf,
+  axis: AxisLabels,
+): Map<Draft, number[][]> {
+  const found = new Map<Draft, number[][]>();
+  axis?.forEach((label, place) => {
+    const owner = unitOf.get(rootOf(labels, label));
+    if (!owner) return;
+    const own = found.get(owner.draft) ?? Array.from({ length: owner.draft.units }, () => []);
+    own[owner.unit]!.push(place);
+    found.set(owner.draft, own);
+  });
+  return found;
+}
+
+function range(start: number, count: number): number[] {
+  return Array.from({ length: count }, (_, i) => start + i);
 }

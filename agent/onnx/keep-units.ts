@@ -35,9 +35,10 @@ function checkKeep(group: ChannelGroup, keep: readonly number[]): void {
 function fitting(graph: Graph, group: ChannelGroup): ChannelGroup {
   const nodes = new Map(graph.nodes.map((node) => [node.outputs[0], node]));
   const fits =
-    group.slices.every(({ node, input, axis, size }) => {
-      const name = nodes.get(node)?.inputs[input] ?? "";
-      return graph.initializers.get(name)?.dims[axis] === size;
+    group.slices.every(({ node, input, axis, size, rank, inputs }) => {
+      const names = nodes.get(node)?.inputs ?? [];
+      const dims = graph.initializers.get(names[input] ?? "")?.dims ?? [];
+      return names.length === inputs && dims.length === rank && dims[axis] === size;
     }) &&
     group.sizes.every((size) => {
       const node = nodes.get(size.node);
