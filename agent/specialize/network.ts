@@ -1,11 +1,13 @@
 import { AgentError, messageOf } from "../errors.ts";
+import { constantValues, foldConstants } from "../onnx/constant-folding.ts";
+import { removeDeadCode } from "../onnx/dead-code.ts";
 import { withDynamicBatch } from "../onnx/dynamic-batch.ts";
 import { foldShapes, shapeValues } from "../onnx/fold-shapes.ts";
 import { type Dim, type Graph, readGraph, type ValueInfo } from "../onnx/graph.ts";
 import { featureGraph, findHead, type Head } from "../onnx/head.ts";
 import { normalizeGraph } from "../onnx/normalize.ts";
 import { withOnlyOutputs } from "../onnx/subgraph.ts";
-import { int64Tensor, type Tensor } from "../onnx/tensor.ts";
+import { DataType, dataTypeName, floatTensor, int64Tensor, type Tensor } from "../onnx/tensor.ts";
 import type { Engine } from "./engine.ts";
 
 /** A classifier taken apart for specializing. */
@@ -51,14 +53,7 @@ async function prepare(
   size: { readonly height: number; readonly width: number },
   engine: Engine,
 ): Promise<{ graph: Graph; batched: boolean }> {
-  let normalized: Graph;
-  try {
-    normalized = normalizeGraph(readGraph(bytes));
-  } catch (error) {
-    throw new AgentError("MODEL_INVALID", `no readable ONNX model: ${messageOf(error)}`, {
-      cause: error,
-    });
-  }
+  const normalized = await withFoldedConstants(readNormalized(bytes), engine);
   if (normalized.inputs.length !== 1) {
     const names = normalized.inputs.map(({ name }) => name).join(", ");
     throw new AgentError("MODEL_INVALID", `expected one input, a picture; got ${names || "none"}`);
@@ -66,8 +61,45 @@ async function prepare(
   const sized = withStatedSize(normalized, size);
   const { graph, problems } = withDynamicBatch(sized);
   if (problems.length > 0) return { graph: sized, batched: false };
-  const folded = await foldMeasuredShapes(graph, size, engine);
-  return { graph: folded, batched: true };
+  return { graph: await foldMeasuredShapes(graph, size, engine), batched: true };
+}
+
+function readNormalized(bytes: Uint8Array): Graph {
+  let graph: Graph;
+  try {
+    graph = normalizeGraph(readGraph(bytes));
+  } catch (error) {
+    throw new AgentError("MODEL_INVALID", `no readable ONNX model: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
+  const half = [...graph.initializers].find(
+    ([, { dataType }]) => dataType === DataType.FLOAT16 || dataType === DataType.BFLOAT16,
+  );
+  if (half === undefined) return graph;
+  throw new AgentError(
+    "MODEL_INVALID",
+    `the weights "${half[0]}" are ${dataTypeName(half[1].dataType)}: export the model again in float32`,
+  );
+}
+
+/** Has ONNX Runtime work out what exporters compute from constants alone. */
+async function withFoldedConstants(graph: Graph, engine: Engine): Promise<Graph> {
+  const names = constantValues(graph);
+  if (names.length === 0) return graph;
+  const constants = { ...withOnlyOutputs(graph, names), inputs: [] };
+  const session = await engine.open(removeDeadCode(constants));
+  try {
+    const results = await session.run({});
+    const tensors = Object.entries(results).map(([name, { data, dims }]) => {
+      const tensor =
+        data instanceof BigInt64Array ? int64Tensor(dims, data) : floatTensor(dims, data);
+      return [name, tensor] as const;
+    });
+    return normalizeGraph(foldConstants(graph, new Map(tensors)));
+  } finally {
+    await session.release();
+  }
 }
 
 /** States the picture size that shapes are folded for, where the graph leaves it open. */

@@ -47,6 +47,29 @@ function tinyGraph(): Graph {
   });
 }
 
+/**
+ * As the bench data states them; where batch norms are folded, one value a channel is left of
+ * γ and β, so 3,856 fewer for the bottleneck network, 6,056 for MobileNetV3, 3,976 for ShuffleNet.
+ */
+const PARAMETERS: Readonly<Record<string, number>> = {
+  "graphs/convnext_small_like_opset17": 1_005_394,
+  "graphs/deit_small_like_opset13": 473_386,
+  "graphs/deit_small_like_opset17": 473_386,
+  "graphs/mobilenet_v3_small_opset17": 1_522_050,
+  "graphs/resnet_bottleneck_small_opset17": 880_458,
+  "graphs/resnet_bottleneck_small_unfused_bn_opset13": 880_458,
+  "graphs/shufflenet_v2_x0_5_opset17": 348_066,
+  "graphs/torchvision_vit_small_like_opset17": 361_546,
+  "models/cifar_resnet20": 269_034,
+  "models/cifar_resnet56": 850_986,
+  "models/efficientnet_b0_imagenet1k": 5_267_540,
+  "models/mobilenetv1_0.25_imagenet1k": 467_336,
+  "models/mobilenetv2_1.0_imagenet1k": 3_487_816,
+  "models/mobilenetv2_inat_bird": 3_442_981,
+  "models/squeezenet1.1_imagenet1k": 1_235_496,
+  "models/vit_tiny_patch16_224_imagenet1k": 5_717_416,
+};
+
 for (const name of [...BENCH_MODELS, ...BENCH_GRAPHS]) {
   const path = benchPath(`${name}.onnx`);
   test(`codec: ${name} decodes, encodes and normalizes without changing its answers`, {
@@ -56,7 +79,7 @@ for (const name of [...BENCH_MODELS, ...BENCH_GRAPHS]) {
     const raw = readGraph(bytes);
     const normal = normalizeGraph(raw);
     checkTopologicalOrder(normal);
-    assert.deepEqual(countParameters(normal), countParameters(raw));
+    assert.equal(countParameters(normal).parameters, PARAMETERS[name]);
     const again = readGraph(writeGraph(raw));
     assert.deepEqual(
       again.nodes.map((n) => [n.opType, n.inputs, n.outputs]),
