@@ -15,6 +15,7 @@ import {
   ValueInfoProtoSchema,
 } from "onnx-buf";
 import { decodeModel, encodeModel, type Model } from "./codec.ts";
+import { sparseFromProto, sparseToProto } from "./sparse-tensor.ts";
 import { type DataType, type Tensor, tensorFromProto, tensorToProto } from "./tensor.ts";
 
 /** One attribute of a node. `other` keeps what code here never reads: subgraphs, references. */
@@ -99,6 +100,7 @@ export function toGraph(model: Model): Graph {
   const proto = model.graph;
   if (proto === undefined) throw new RangeError("expected a model with a graph, got none");
   const initializers = new Map(proto.initializer.map((t) => [t.name, tensorFromProto(t)]));
+  for (const sparse of proto.sparseInitializer) initializers.set(...sparseFromProto(sparse));
   const standard = model.opsetImport.find(({ domain }) => domain === "" || domain === "ai.onnx");
   if (standard === undefined) {
     throw new RangeError("expected an import of the standard operator set, got none");
@@ -112,14 +114,18 @@ export function toGraph(model: Model): Graph {
     initializers,
     opset: Number(standard.version),
     irVersion: Number(model.irVersion),
-    shell: { ...model, graph: { ...proto, node: [], initializer: [], input: [], output: [] } },
+    shell: { ...model, graph: { ...proto, ...NOTHING } },
   };
 }
+
+/** What a graph holds itself, its shell does not. */
+const NOTHING = { node: [], initializer: [], sparseInitializer: [], input: [], output: [] };
 
 /** The model of a graph; everything that the graph was read with and does not know is in it. */
 export function toModel(graph: Graph): Model {
   const { shell } = graph;
   const values = [...graph.inputs];
+  const all = [...graph.initializers];
   if (graph.irVersion < IR_WITH_FREE_INITIALIZERS) {
     for (const [name, { dims, dataType }] of graph.initializers) {
       values.push({ name, dataType, dims });
@@ -136,7 +142,8 @@ export function toModel(graph: Graph): Model {
       ...(shell.graph ?? create(GraphProtoSchema)),
       name: graph.name,
       node: graph.nodes.map(nodeToProto),
-      initializer: [...graph.initializers].map(([name, tensor]) => tensorToProto(name, tensor)),
+      initializer: all.filter(([, t]) => !t.sparse).map(([name, t]) => tensorToProto(name, t)),
+      sparseInitializer: all.filter(([, t]) => t.sparse).map(([name, t]) => sparseToProto(name, t)),
       input: values.map(valueToProto),
       output: graph.outputs.map(valueToProto),
       valueInfo: [...graph.valueInfos.values()].map(valueToProto),

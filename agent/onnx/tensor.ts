@@ -34,6 +34,8 @@ export interface Tensor {
   readonly data: TensorData;
   /** Only for `DataType.STRING`: UTF-8 bytes of each element. */
   readonly strings?: readonly Uint8Array<ArrayBuffer>[];
+  /** True for a float32 initializer that is written as ONNX `sparse_initializer`. */
+  readonly sparse?: true;
   /** The message it was read from, without its values: keeps what this view does not know. */
   readonly shell?: TensorProto;
 }
