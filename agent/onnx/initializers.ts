@@ -1,5 +1,5 @@
 import type { Graph } from "./graph.ts";
-import { isFloatType, type Tensor, toFloat32 } from "./tensor.ts";
+import { integersOf, isFloatType, type Tensor, toFloat32 } from "./tensor.ts";
 
 /**
  * The graph with another constant under an existing name.
@@ -19,25 +19,53 @@ export interface ParameterCount {
 }
 
 /**
- * Counts floating-point values of initializers and `Constant` nodes, each tensor once however
- * many nodes read it. Scalars of rank 0 are not counted: exporters write every √2 and ε so.
+ * Counts the weights of a graph: floating-point values of initializers and `Constant` nodes, and
+ * integers that a DequantizeLinear turns into weights, each tensor once however many nodes read
+ * it. Scales and zero points of quantization are none; nor are scalars of rank 0, since exporters
+ * write every √2 and ε so.
  */
 export function countParameters(graph: Graph): ParameterCount {
   let parameters = 0;
   let nonzero = 0;
-  for (const tensor of floatConstants(graph)) {
+  for (const { tensor, zero } of weightsOf(graph)) {
     if (tensor.dims.length === 0) continue;
     parameters += tensor.data.length;
-    for (const value of toFloat32(tensor)) if (value !== 0) nonzero++;
+    for (const value of numbersOf(tensor)) {
+      if (value !== zero) nonzero++;
+    }
   }
   return { parameters, nonzero };
 }
 
-function* floatConstants(graph: Graph): Generator<Tensor> {
-  for (const tensor of graph.initializers.values()) if (isFloatType(tensor.dataType)) yield tensor;
+/** Every weight tensor, with the stored value that stands for zero. */
+function* weightsOf(graph: Graph): Generator<{ tensor: Tensor; zero: number }> {
+  const quantized = new Set<string>();
+  const settings = new Set<string>();
+  for (const { opType, inputs } of graph.nodes) {
+    if (opType !== "DequantizeLinear" && opType !== "QuantizeLinear") continue;
+    const [value = "", ...others] = inputs;
+    for (const name of others) settings.add(name);
+    const tensor = graph.initializers.get(value);
+    if (!tensor || quantized.has(value)) continue;
+    quantized.add(value);
+    const points = graph.initializers.get(others[1] ?? "");
+    // Weights are symmetric here, and everywhere that integers multiply fast: one point for all.
+    yield { tensor, zero: points ? (numbersOf(points)[0] ?? 0) : 0 };
+  }
+  for (const [name, tensor] of graph.initializers) {
+    if (quantized.has(name) || settings.has(name) || !isFloatType(tensor.dataType)) continue;
+    yield { tensor, zero: 0 };
+  }
   for (const node of graph.nodes) {
     if (node.opType !== "Constant") continue;
     const value = node.attributes.get("value");
-    if (value?.type === "tensor" && isFloatType(value.value.dataType)) yield value.value;
+    if (value?.type === "tensor" && isFloatType(value.value.dataType)) {
+      yield { tensor: value.value, zero: 0 };
+    }
   }
+}
+
+/** @throws {TypeError} for a tensor of anything but numbers. */
+function numbersOf(tensor: Tensor): ArrayLike<number> & Iterable<number> {
+  return integersOf(tensor) ?? toFloat32(tensor);
 }
