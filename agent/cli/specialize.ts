@@ -15,6 +15,7 @@ import { createLogger, type Logger } from "../log.ts";
 import { METHOD_SYNTAX } from "../method.ts";
 import type { ModelMetrics } from "../model.ts";
 import { Inference } from "../serve/inference.ts";
+import { describePlan } from "../specialize/compression-plan.ts";
 import { chooseClasses, makeSpec } from "../specialize/plan.ts";
 import { RunProgress } from "../specialize/progress.ts";
 import { reopenRun, runPaths, specialize } from "../specialize/run.ts";
@@ -283,6 +284,18 @@ export function generalistCache(environment: NodeJS.ProcessEnv = process.env): s
   return join(cache, "taco-agent", "generalists");
 }
 
+/** What a search expected of its choice; nothing where the method was stated. */
+function outlook({ chosen, dense, candidate }: RunResult): string[] {
+  const { latencyRatio, predictedLatencyRatio, expectedDropPoints } = chosen;
+  if (latencyRatio === null || predictedLatencyRatio === null) return [];
+  const measured = (candidate.latencyMsP50 ?? 0) / (dense.latencyMsP50 ?? 1);
+  const drop = expectedDropPoints === null ? "unknown" : `${expectedDropPoints.toFixed(1)} points`;
+  return [
+    `latency over dense: predicted ${predictedLatencyRatio.toFixed(2)}, built ${latencyRatio.toFixed(2)}, ` +
+      `served ${measured.toFixed(2)}; expected drop ${drop}`,
+  ];
+}
+
 /** The result of a run as tables and sentences. */
 function summary(result: RunResult): string {
   const { dense, incumbent, candidate, verdict, heldOut, stages } = result;
@@ -307,6 +320,8 @@ function summary(result: RunResult): string {
   const times = stages.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ");
   return [
     scores,
+    `compressed: ${describePlan(result.chosen.plan)}`,
+    ...outlook(result),
     `held out: ${heldOut.frames} frames of ${heldOut.bursts} bursts`,
     `verdict: ${verdict.accepted ? "accepted" : "refused"}`,
     ...verdict.reasons.map((reason) => `  · ${reason}`),

@@ -22,7 +22,7 @@ import { DataType, floatTensor } from "../onnx/tensor.ts";
 import { makeKnownAnswers } from "../runtime/known-answers.ts";
 import { openSession } from "../runtime/session.ts";
 import type { Progress } from "./compress-network.ts";
-import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
+import { type CompressionPlan, describePlan, NO_CHANGE } from "./compression-plan.ts";
 import type { Engine } from "./engine.ts";
 import type { Calibration, CompressEnvironment } from "./environment.ts";
 import { type FrameOutcome, outcomesOf, scoreFrames } from "./evaluate.ts";
@@ -568,26 +568,10 @@ class Run {
     return { file, ...countParameters(graph), bytes: file.length };
   }
 
-  /** A plan in a few words, for people. */
-  #describe({
-    inputSize,
-    activations,
-    widths,
-    sparsity,
-    int8,
-    droppedBlocks,
-  }: CompressionPlan): string {
+  /** What was done to the network, for the name of the model. */
+  #describe(plan: CompressionPlan): string {
     const method = parseMethod(this.#context.spec.options.method);
-    if (method.kind === "fixed") return formatMethod(method);
-    const parts = [
-      inputSize === null ? "" : `${inputSize.width}×${inputSize.height}`,
-      droppedBlocks.length > 0 ? `${droppedBlocks.length} blocks less` : "",
-      Object.keys(widths).length > 0 ? "narrowed" : "",
-      activations === "keep" ? "" : activations,
-      Object.keys(sparsity).length > 0 ? "sparse" : "",
-      int8 ? "int8" : "",
-    ].filter((part) => part !== "");
-    return parts.length > 0 ? parts.join(", ") : "dense";
+    return method.kind === "fixed" ? formatMethod(method) : describePlan(plan);
   }
 
   /** What was built for a point of the front. */
