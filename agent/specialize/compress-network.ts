@@ -1,4 +1,5 @@
-import { GramAccumulator, type LayerGram } from "../compress/hessian.ts";
+import type { LayerGram } from "../compress/hessian.ts";
+import { maskLayer } from "../compress/mask-layer.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
 import type { Pattern } from "../compress/pattern.ts";
 import { pruneLayer } from "../compress/prune-layer.ts";
@@ -14,12 +15,26 @@ import {
   writeBias,
   writeWeightMatrix,
 } from "../onnx/prunable-layers.ts";
-import { appendStatistics, statisticsNames } from "../onnx/statistics.ts";
-import { extractSubgraph, withExtraOutputs } from "../onnx/subgraph.ts";
-import type { TensorValue } from "../runtime/session.ts";
-import { ActivationStore } from "./activation-store.ts";
-import type { Engine, EngineSession } from "./engine.ts";
-import type { Calibration, CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
+import { extractSubgraph } from "../onnx/subgraph.ts";
+import {
+  advance,
+  type Border,
+  floats,
+  measureShapes,
+  pictureBorder,
+  sizesOf,
+  sweep,
+} from "./border.ts";
+import type { CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
+import {
+  countPictures,
+  gramsOf,
+  planSampling,
+  positionsOf,
+  type Sampling,
+  startFeeds,
+  tapLayers,
+} from "./layer-grams.ts";
 import type { LayerPattern } from "./layer-patterns.ts";
 import { cutSegments, type Segment } from "./segments.ts";
 
@@ -55,47 +70,49 @@ export interface CompressOptions extends CompressEnvironment {
  * is solved on the inputs that it gets from the layers already compressed, and its output is then
  * given the mean and the spread that the dense network has there.
  *
- * The network is cut at borders (see {@link cutSegments}); the activations of the dense and of the
- * compressed network at the last border are kept, so each part of the network runs a few times
- * over the pictures, not once a layer.
+ * The network is cut at borders (see {@link cutSegments}) and the activations of the compressed
+ * network at the last border are kept, so that it runs about twice over the pictures, not once a
+ * layer: once from wave to wave inside a segment, and once to the next border. What the first wave
+ * of a segment needs is taken on the way there.
  *
  * @param dense normalized network from the picture to its features.
  * @returns the compressed network and what was done to each layer, in the order of the network.
  */
 export async function compressNetwork(dense: Graph, options: CompressOptions): Promise<PassResult> {
-  const { calibration, engine, signal } = options;
+  const { signal } = options;
   const { pruned, left } = chooseLayers(dense, options);
-  const segments = cutSegments(dense, pruned, await borderSizes(dense, engine, calibration));
+  const plan = await planPass(dense, pruned, options);
+  const { segments } = plan;
+  const moments = corrects(options) ? await denseMoments(dense, plan, options) : new Map();
   let graph = options.resume?.graph ?? dense;
   let done = options.resume?.segments ?? 0;
   const reports = [...(options.resume?.reports ?? [])];
-  let borders = await bordersAt(dense, graph, segments[done]?.inputName, options);
+  let border = await borderAt(graph, segments[done]?.inputName, options);
   try {
+    let grams: LayerGram[] | null = null;
     for (; done < segments.length; done++) {
       signal.throwIfAborted();
       const segment = segments[done]!;
-      const next = await denseSegment(dense, segment, borders.dense, options);
-      let compressed: Border | null = null;
-      try {
-        for (const wave of segment.waves) {
-          const solved = await pruneWave(graph, segment, wave, borders.compressed, next, options);
+      for (const wave of segment.waves) {
+        grams ??= await waveGrams(graph, segment, wave, plan, border, options);
+        for (const [i, layer] of wave.entries()) {
+          const solved = await solveLayer(graph, layer, grams[i]!, moments, options);
           graph = solved.graph;
-          reports.push(...solved.reports);
+          reports.push(solved.report);
           options.onProgress(reports.length, pruned.length);
         }
-        const outputs = [segment.outputName];
-        const part = extractSubgraph(graph, [segment.inputName], outputs);
-        compressed = await advance(part, borders.compressed, options, `compressed-${done + 1}`);
-      } catch (error) {
-        await next.border.store?.dispose();
-        throw error;
+        grams = null;
       }
-      await disposeBoth(borders);
-      borders = { dense: next.border, compressed };
+      const next = segments[done + 1];
+      if (next) {
+        const arrived = await nextBorder(graph, segment, next, plan, border, options);
+        await border.store?.dispose();
+        ({ border, grams } = arrived);
+      }
       await options.onSegment?.({ graph, segments: done + 1, reports: [...reports] });
     }
   } finally {
-    await disposeBoth(borders);
+    await border.store?.dispose();
   }
   const order = new Map(findPrunableLayers(dense).map(({ name }, index) => [name, index]));
   const all = [...reports, ...left];
@@ -121,102 +138,44 @@ function chooseLayers(
   return { pruned, left };
 }
 
-/** Values of the calibration set at one border; the picture itself where there is no store. */
-export interface Border {
-  readonly name: string;
-  readonly store: ActivationStore | null;
-  /** Shape of each batch. */
-  readonly dims: readonly (readonly number[])[];
+/** Whether outputs are given the dense mean and spread. */
+function corrects({ correct, method = "obs" }: CompressOptions): boolean {
+  return correct ?? method === "obs";
 }
 
-interface Borders {
-  readonly dense: Border;
-  readonly compressed: Border;
+/** In what order the layers are solved, and what their statistics are made of. */
+interface PassPlan {
+  readonly segments: readonly Segment[];
+  /** By layer name. */
+  readonly samplings: ReadonlyMap<string, Sampling>;
 }
 
-async function disposeBoth({ dense, compressed }: Borders): Promise<void> {
-  await dense.store?.dispose();
-  await compressed.store?.dispose();
-}
-
-function readBorder(
-  border: Border,
-  batch: number,
-  options: CompressEnvironment,
-): Promise<TensorValue> {
-  if (border.store === null) return options.calibration.read(batch);
-  const dims = border.dims[batch]!;
-  return border.store.read(batch).then((data) => ({ data, dims }));
-}
-
-/** The borders at a value, from the picture; at the picture where no value is given. */
-async function bordersAt(
+async function planPass(
   dense: Graph,
-  graph: Graph,
-  name: string | undefined,
-  options: CompressOptions,
-): Promise<Borders> {
-  const picture: Border = { name: dense.inputs[0]!.name, store: null, dims: [] };
-  if (name === undefined || name === picture.name) return { dense: picture, compressed: picture };
-  const from = [picture.name];
-  const first = extractSubgraph(dense, from, [name]);
-  const second = extractSubgraph(graph, from, [name]);
-  return {
-    dense: await advance(first, picture, options, "dense-resumed"),
-    compressed: await advance(second, picture, options, "compressed-resumed"),
-  };
-}
-
-/** Runs part of a network over a border; calls `each` with all outputs of every batch. */
-async function overBorder(
-  part: Graph,
-  border: Border,
-  options: CompressEnvironment,
-  each: (batch: number, outputs: Record<string, TensorValue>) => Promise<void> | void,
-): Promise<void> {
-  const session: EngineSession = await options.engine.open(part);
-  try {
-    for (let batch = 0; batch < options.calibration.batches; batch++) {
-      options.signal.throwIfAborted();
-      const value = await readBorder(border, batch, options);
-      await each(batch, await session.run({ [border.name]: value }));
-    }
-  } finally {
-    await session.release();
-  }
-}
-
-/** The next border: the first output of `part`, kept. */
-export async function advance(
-  part: Graph,
-  border: Border,
-  options: CompressEnvironment,
-  name: string,
-  each: (outputs: Record<string, TensorValue>) => void = () => undefined,
-): Promise<Border> {
-  const output = part.outputs[0]!.name;
-  const store = new ActivationStore(`${options.workDir}/${name}.f32`, options.memoryBytes);
-  const dims: (readonly number[])[] = [];
-  try {
-    await overBorder(part, border, options, async (batch, outputs) => {
-      const { data, dims: shape } = floats(outputs, output);
-      dims[batch] = shape;
-      await store.write(batch, data);
-      each(outputs);
+  layers: readonly PrunableLayer[],
+  { engine, calibration }: CompressOptions,
+): Promise<PassPlan> {
+  const names = [dense.inputs[0]!.name, ...findBorders(dense), dense.outputs[0]!.name];
+  const outputs = layers.map(({ outputName }) => outputName);
+  const shapes = await measureShapes(dense, [...names, ...outputs], engine, calibration);
+  const count = await countPictures({ calibration });
+  const positions = positionsOf(shapes);
+  const segments = cutSegments(dense, layers, sizesOf(shapes), positions);
+  const samplings = new Map<string, Sampling>();
+  segments.forEach((segment, at) => {
+    segment.waves.forEach((wave, w) => {
+      // The first wave's inputs are made on the way to the segment's border, for every picture.
+      const planned = planSampling(wave, positions, count, at > 0 && w === 0);
+      wave.forEach(({ name }, i) => {
+        samplings.set(name, planned[i]!);
+      });
     });
-  } catch (error) {
-    await store.dispose();
-    throw error;
-  }
-  return { name: output, store, dims };
+  });
+  return { segments, samplings };
 }
 
-function floats(outputs: Record<string, TensorValue>, name: string) {
-  const value = outputs[name];
-  if (!(value?.data instanceof Float32Array)) {
-    throw new TypeError(`"${name}" is no float32 value of the network`);
-  }
-  return { data: value.data, dims: value.dims };
+function samplingsOf(wave: readonly PrunableLayer[], plan: PassPlan): Sampling[] {
+  return wave.map(({ name }) => plan.samplings.get(name)!);
 }
 
 /** Sums of a dense layer's output and its square, one value an output feature. */
@@ -225,145 +184,147 @@ interface Moments {
   readonly square: Float64Array;
 }
 
-interface DenseSegment {
-  readonly border: Border;
-  /** By layer name; layers without moments are left out. */
-  readonly moments: ReadonlyMap<string, Moments>;
-}
-
-/** The dense network over one segment: its activations behind it, and its layers' moments. */
-async function denseSegment(
+/**
+ * The moments of every layer's output in the dense network, over the same positions of the same
+ * pictures as the layer's statistics, so that what differs is the network alone. Layers whose
+ * features are on another axis are left out.
+ */
+async function denseMoments(
   dense: Graph,
-  segment: Segment,
-  border: Border,
+  plan: PassPlan,
   options: CompressOptions,
-): Promise<DenseSegment> {
-  const layers = segment.waves.flat();
-  const part = extractSubgraph(dense, [segment.inputName], [segment.outputName]);
-  const { graph, outputs } = appendOutputMoments(part, layers);
+): Promise<Map<string, Moments>> {
+  const layers = plan.segments.flatMap(({ waves }) => waves.flat());
+  const samplings = samplingsOf(layers, plan);
+  const steps = samplings.map(({ step }) => step);
+  const { graph, outputs } = appendOutputMoments(dense, layers, steps);
+  const named = outputs.flatMap((names, i) => (names ? [{ names, at: i }] : []));
+  const starts = named.flatMap(({ names }) => (names.start ? [names.start] : []));
+  const wanted = named.flatMap(({ names }) => [names.sumName, names.squareName]);
   const moments = new Map<string, Moments>();
-  layers.forEach((layer, i) => {
-    if (!outputs[i]) return;
-    const zeros = () => new Float64Array(layer.outFeatures);
-    moments.set(layer.name, { sum: zeros(), square: zeros() });
-  });
-  const add = (values: Record<string, TensorValue>): void => {
-    layers.forEach((layer, i) => {
-      const names = outputs[i];
-      const sums = moments.get(layer.name);
-      if (!names || !sums) return;
-      addTo(sums.sum, floats(values, names.sumName).data);
-      addTo(sums.square, floats(values, names.squareName).data);
-    });
-  };
-  const name = `dense-${segment.outputName.replaceAll(/\W/g, "_")}`;
-  return { border: await advance(graph, border, options, name, add), moments };
+  if (wanted.length === 0) return moments;
+  for (const { at } of named) {
+    const zeros = () => new Float64Array(layers[at]!.outFeatures);
+    moments.set(layers[at]!.name, { sum: zeros(), square: zeros() });
+  }
+  const used = samplings.map(({ batches }) => new Set(batches));
+  const inputs = [dense.inputs[0]!.name, ...starts.map(({ name }) => name)];
+  await sweep(
+    extractSubgraph(graph, inputs, wanted),
+    pictureBorder(dense),
+    options,
+    (batch, values) => {
+      for (const { names, at } of named) {
+        if (!used[at]!.has(batch)) continue;
+        const { sum, square } = moments.get(layers[at]!.name)!;
+        addTo(sum, floats(values, names.sumName).data);
+        addTo(square, floats(values, names.squareName).data);
+      }
+    },
+    { feeds: (batch) => startFeeds(starts, batch) },
+  );
+  return moments;
 }
 
 function addTo(total: Float64Array, values: Float32Array): void {
   for (let i = 0; i < total.length; i++) total[i]! += values[i]!;
 }
 
-/** Collects the statistics of one wave on the compressed network and solves its layers. */
-async function pruneWave(
+/** The border at a value, from the picture; the picture itself where no value is given. */
+function borderAt(
   graph: Graph,
-  segment: Segment,
-  wave: readonly PrunableLayer[],
-  border: Border,
-  dense: DenseSegment,
+  name: string | undefined,
   options: CompressOptions,
-): Promise<{ graph: Graph; reports: LayerReport[] }> {
-  const grams = await collectGrams(graph, segment, wave, border, options);
-  let result = graph;
-  const reports: LayerReport[] = [];
-  for (const [i, layer] of wave.entries()) {
-    const solved = await solveLayer(
-      result,
-      layer,
-      grams[i]!,
-      dense.moments.get(layer.name),
-      options,
-    );
-    result = solved.graph;
-    reports.push(solved.report);
-  }
-  return { graph: result, reports };
+): Promise<Border> {
+  const picture = pictureBorder(graph);
+  if (name === undefined || name === picture.name) return Promise.resolve(picture);
+  const part = extractSubgraph(graph, [picture.name], [name]);
+  return advance(part, picture, options, "compressed-resumed");
 }
 
-export async function collectGrams(
+/** The statistics of one wave, from the border before its segment. */
+function waveGrams(
   graph: Graph,
   segment: Segment,
   wave: readonly PrunableLayer[],
+  plan: PassPlan,
   border: Border,
-  options: CompressEnvironment,
+  options: CompressOptions,
 ): Promise<LayerGram[]> {
-  const inputs = [...new Set(wave.map(({ inputName }) => inputName))];
-  const reach = inputs.filter((name) => name !== segment.inputName);
-  const upTo = withExtraOutputs(extractSubgraph(graph, [segment.inputName], reach), []);
-  const { graph: tapped, outputs } = appendStatistics(withWeights(upTo, graph, wave), wave);
-  const part = extractSubgraph(tapped, [segment.inputName], statisticsNames(outputs));
-  const accumulators = wave.map((l) => new GramAccumulator(l.groups, l.inFeaturesPerGroup));
-  await overBorder(part, border, options, (_, values) => {
-    for (const [i, names] of outputs.entries()) {
-      const [count] = floats(values, names.countName).data;
-      const gram = floats(values, names.gramName).data;
-      accumulators[i]!.add(gram, floats(values, names.sumName).data, Math.round(count ?? 0));
-    }
-  });
-  return accumulators.map((accumulator) => accumulator.finish());
+  return gramsOf(graph, segment.inputName, wave, samplingsOf(wave, plan), border, options);
 }
 
-/** The statistics look at a layer's weights for their type. */
-function withWeights(part: Graph, graph: Graph, wave: readonly PrunableLayer[]): Graph {
-  const initializers = new Map(part.initializers);
-  for (const { weightName } of wave) {
-    const weight = graph.initializers.get(weightName);
-    if (weight) initializers.set(weightName, weight);
+/** Goes to the next segment and takes the statistics of its first wave on the way. */
+async function nextBorder(
+  graph: Graph,
+  segment: Segment,
+  next: Segment,
+  plan: PassPlan,
+  border: Border,
+  options: CompressOptions,
+): Promise<{ border: Border; grams: LayerGram[] | null }> {
+  const wave = next.waves[0] ?? [];
+  const taps = tapLayers(graph, wave, samplingsOf(wave, plan), options.engine.gemm);
+  const inputs = [segment.inputName, ...taps.starts];
+  const part = extractSubgraph(taps.graph, inputs, [segment.outputName, ...taps.names]);
+  const name = `border-${next.inputName.replaceAll(/\W/g, "_")}`;
+  const arrived = await advance(
+    part,
+    border,
+    options,
+    name,
+    (outputs, batch) => taps.take(batch, outputs),
+    { feeds: taps.feeds },
+  );
+  try {
+    return { border: arrived, grams: wave.length > 0 ? await taps.finish() : null };
+  } catch (error) {
+    await arrived.store?.dispose();
+    throw error;
   }
-  return { ...part, initializers };
 }
 
 async function solveLayer(
   graph: Graph,
   dense: PrunableLayer,
   gram: LayerGram,
-  moments: Moments | undefined,
+  moments: ReadonlyMap<string, Moments>,
   options: CompressOptions,
 ): Promise<{ graph: Graph; report: LayerReport }> {
   const layer = findPrunableLayers(graph).find(({ name }) => name === dense.name)!;
-  const rows = layer.outFeatures;
-  const cols = layer.inFeaturesPerGroup;
   const bias = readBias(graph, layer);
   const takesBias = bias !== null || layer.opType === "Conv";
-  const pattern = options.patternOf(layer);
+  const pattern = options.patternOf(dense);
   if (pattern.kind === "dense") throw new TypeError(`"${layer.name}" is to stay dense`);
-  const solved = await pruneLayer({
+  const problem = {
     weights: readWeightMatrix(graph, layer),
-    rows,
-    cols,
+    rows: layer.outFeatures,
+    cols: layer.inFeaturesPerGroup,
     ...(bias ? { bias } : {}),
     gram,
     kernelArea: layer.kernel.reduce((area, size) => area * size, 1),
     pattern,
-    ...(options.blockSize === undefined ? {} : { blockSize: options.blockSize }),
-    damping: options.damping,
-    centered: takesBias,
     gemm: options.engine.gemm,
     signal: options.signal,
-  });
+  };
+  const { method = "obs", damping, blockSize = 128 } = options;
+  const solved =
+    method === "obs"
+      ? await pruneLayer({ ...problem, damping, blockSize, centered: takesBias })
+      : await maskLayer({ ...problem, score: method });
   const { weights } = solved;
-  if (moments && takesBias) {
-    const pruned = await outputStatistics(weights, solved.bias, gram, options.engine.gemm);
-    const target = momentsOf(moments, gram.count);
-    foldAffine(weights, solved.bias, statisticsCorrection(target, pruned));
+  const target = moments.get(layer.name);
+  if (target && takesBias) {
+    const own = await outputStatistics(weights, solved.bias, gram, options.engine.gemm);
+    foldAffine(weights, solved.bias, statisticsCorrection(momentsOf(target, gram.count), own));
   }
   let result = writeWeightMatrix(graph, layer, weights);
   if (takesBias) result = writeBias(result, layer, solved.bias);
   const zeros = weights.reduce((count, w) => count + (w === 0 ? 1 : 0), 0);
   const report: LayerReport = {
     name: dense.name,
-    method: methodName(pattern),
-    sparsity: zeros / (rows * cols),
+    method: `${method === "obs" ? "sparsegpt" : method} ${patternName(pattern)}`,
+    sparsity: zeros / weights.length,
     relativeLoss: solved.relativeLoss,
   };
   return { graph: result, report };
@@ -375,31 +336,8 @@ function momentsOf({ sum, square }: Moments, count: number) {
   return { mean, variance };
 }
 
-function methodName(pattern: Pattern): string {
-  return pattern.kind === "unstructured"
-    ? `sparsegpt ${(100 * pattern.sparsity).toFixed(0)} %`
-    : `sparsegpt ${pattern.n}:${pattern.m}`;
-}
-
-/** Values of one picture at every border, the input included: one run of the first batch. */
-export async function borderSizes(
-  graph: Graph,
-  engine: Engine,
-  calibration: Calibration,
-): Promise<Map<string, number>> {
-  const input = graph.inputs[0]!.name;
-  const names = findBorders(graph);
-  const value = await calibration.read(0);
-  const one = value.dims[0] ?? 1;
-  const sizes = new Map([[input, value.data.length / one]]);
-  const session = await engine.open(withExtraOutputs(graph, names));
-  try {
-    const outputs = await session.run({ [input]: value });
-    for (const name of [...names, graph.outputs[0]!.name]) {
-      sizes.set(name, (outputs[name]?.data.length ?? 0) / one);
-    }
-  } finally {
-    await session.release();
-  }
-  return sizes;
+function patternName(pattern: Pattern): string {
+  if (pattern.kind === "n:m") return `${pattern.n}:${pattern.m}`;
+  const share = `${(100 * pattern.sparsity).toFixed(0)} %`;
+  return pattern.kind === "block" ? `block ${pattern.size} ${share}` : share;
 }

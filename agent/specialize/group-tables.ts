@@ -15,8 +15,9 @@ import {
   writeWeightMatrix,
 } from "../onnx/prunable-layers.ts";
 import { extractSubgraph } from "../onnx/subgraph.ts";
-import { advance, type Border, borderSizes, collectGrams } from "./compress-network.ts";
+import { advance, type Border, borderSizes } from "./border.ts";
 import type { CompressEnvironment, Refusal } from "./environment.ts";
+import { collectGrams } from "./layer-grams.ts";
 import { cutSegments, type Segment } from "./segments.ts";
 
 /** In which order the units of a group go, and what every width costs. */

@@ -23,7 +23,7 @@ import {
 } from "../onnx/statistics.ts";
 import { extractSubgraph, withOnlyOutputs } from "../onnx/subgraph.ts";
 import type { TensorValue } from "../runtime/session.ts";
-import { advance, type Border, borderSizes } from "./compress-network.ts";
+import { advance, type Border, borderSizes } from "./border.ts";
 import type { CompressEnvironment } from "./environment.ts";
 import { type LayerPlaces, pickRows, takesBias } from "./group-tables.ts";
 import { cutSegments, type Segment } from "./segments.ts";

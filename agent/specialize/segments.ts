@@ -23,11 +23,13 @@ const LARGEST_GROWTH = 2;
  *
  * @param layers the layers to prune, of this very graph.
  * @param sizeOf values of one picture at each border, the graph's input included.
+ * @param positions output positions of one picture; by default every layer starts a wave.
  */
 export function cutSegments(
   graph: Graph,
   layers: readonly PrunableLayer[],
   sizeOf: ReadonlyMap<string, number>,
+  positions: (layer: PrunableLayer) => number = () => 1,
 ): Segment[] {
   const position = new Map<string, number>();
   graph.nodes.forEach((node, index) => {
@@ -43,7 +45,7 @@ export function cutSegments(
     const last = name === borders.at(-1);
     const small = (sizeOf.get(name) ?? 0) <= LARGEST_GROWTH * (sizeOf.get(from.name) ?? 1);
     if (!last && (inside.length === 0 || !small || splitsBias(inside, end))) continue;
-    const waves = inside.length > 0 ? wavesOf(graph, inside) : [];
+    const waves = inside.length > 0 ? wavesOf(graph, inside, positions) : [];
     segments.push({ inputName: from.name, outputName: name, waves });
     from = { name, position: end };
   }
@@ -55,7 +57,20 @@ function splitsBias(layers: readonly PrunableLayer[], end: number): boolean {
   return layers.some((layer) => (layer.biasNodeIndex ?? -1) > end);
 }
 
-function wavesOf(graph: Graph, layers: readonly PrunableLayer[]): PrunableLayer[][] {
+/**
+ * A layer that sees a picture only as a whole, such as the gate of a squeeze-excite block, makes
+ * no wave of its own among layers that see many positions: what it does to those behind it is put
+ * right by its own correction, and a wave costs a run over all pictures.
+ */
+const FEW_POSITIONS = 16;
+
+function wavesOf(
+  graph: Graph,
+  layers: readonly PrunableLayer[],
+  positions: (layer: PrunableLayer) => number,
+): PrunableLayer[][] {
+  const most = Math.max(...layers.map(positions));
+  const gates = new Set(layers.filter((layer) => positions(layer) * FEW_POSITIONS <= most));
   const byNode = new Map(layers.map((layer) => [layer.nodeIndex, layer]));
   const depthOf = new Map<string, number>();
   const waves: PrunableLayer[][] = [];
@@ -66,7 +81,8 @@ function wavesOf(graph: Graph, layers: readonly PrunableLayer[]): PrunableLayer[
       waves[depth] ??= [];
       waves[depth].push(layer);
     }
-    for (const name of node.outputs) depthOf.set(name, layer ? depth + 1 : depth);
+    const after = layer && !gates.has(layer) ? depth + 1 : depth;
+    for (const name of node.outputs) depthOf.set(name, after);
   });
   return waves.filter((wave) => wave !== undefined);
 }

@@ -12,8 +12,9 @@ import {
 } from "../onnx/prunable-layers.ts";
 import { extractSubgraph } from "../onnx/subgraph.ts";
 import { ActivationStore } from "./activation-store.ts";
-import { advance, type Border, borderSizes, collectGrams } from "./compress-network.ts";
+import { advance, type Border, borderSizes } from "./border.ts";
 import type { CompressEnvironment, Refusal } from "./environment.ts";
+import { collectGrams } from "./layer-grams.ts";
 import { reasonToLeave } from "./layer-patterns.ts";
 import { cutSegments } from "./segments.ts";
 
