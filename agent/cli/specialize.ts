@@ -310,7 +310,10 @@ function summary(result: RunResult): string {
       row("macro F1", (m) => m.macroF1.toFixed(3)),
       row("calibration error", (m) => m.calibrationError.toFixed(3)),
       row("parameters", (m) => count(m.parameters)),
-      row("non-zero", (m) => `${count(m.nonzero)} (÷${(dense.nonzero / m.nonzero).toFixed(2)})`),
+      row(
+        "non-zero (generalist ÷)",
+        (m) => `${count(m.nonzero)} (÷${(result.generalistParameters / m.nonzero).toFixed(2)})`,
+      ),
       row("bytes", (m) => megabytes(m.bytes)),
       row("latency p50", (m) =>
         m.latencyMsP50 === null ? "—" : `${m.latencyMsP50.toFixed(1)} ms`,

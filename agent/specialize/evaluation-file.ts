@@ -37,6 +37,8 @@ export const evaluationSchema = v.strictObject({
   candidate: modelEvaluationSchema,
   heldOut: v.strictObject({ frames: count, bursts: count }),
   training: v.strictObject({ pictures: count, classes: v.array(v.string()) }),
+  /** All parameters of the generalist, which reductions are counted from. */
+  generalistParameters: count,
   /** The point of the front that became the candidate. */
   chosen: frontPointSchema,
   /** What could not be done to the candidate's network, and why. */

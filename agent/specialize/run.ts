@@ -172,6 +172,7 @@ export async function specialize(options: {
       candidate: metricsOf(evaluation.candidate, candidate),
       heldOut: evaluation.heldOut,
       training: evaluation.training,
+      generalistParameters: evaluation.generalistParameters,
       chosen: evaluation.chosen,
       refused: evaluation.refused,
       verdict: { ...verdict, reasons: [...verdict.reasons] },

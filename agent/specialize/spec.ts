@@ -131,6 +131,8 @@ export const runResultSchema = v.strictObject({
     againstDense: differenceSchema,
     againstIncumbent: v.nullable(differenceSchema),
   }),
+  /** All parameters of the generalist, which reductions are counted from. */
+  generalistParameters: whole,
   /** The point of the front that became the candidate, with what was predicted of it. */
   chosen: frontPointSchema,
   /** What could not be done to the candidate's network, and why. */

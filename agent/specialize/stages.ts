@@ -255,6 +255,7 @@ class Run {
         bursts: new Set(heldOut.map(({ row }) => pictures.pictures[row]!.burst)).size,
       },
       training: { pictures: pictures.samples("train").length, classes: [...pictures.classes] },
+      generalistParameters: countParameters(network.graph).parameters,
       chosen: point,
       refused: built.refused,
       problems,

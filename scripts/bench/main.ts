@@ -2,6 +2,7 @@ import { cpus, totalmem } from "node:os";
 import { Command } from "commander";
 import { benchServing } from "./serving.ts";
 import { benchSpecialize } from "./specialize.ts";
+import { benchSpeed } from "./speed.ts";
 import { benchStation } from "./station.ts";
 import { benchSwap } from "./swap.ts";
 
@@ -11,6 +12,7 @@ const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   swap: () => benchSwap(),
   station: () => benchStation(),
   specialize: () => benchSpecialize(),
+  speed: () => benchSpeed(),
 };
 
 const program = new Command("bench")
