@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
+import { closeSync, createReadStream, fstatSync, openSync, readSync } from "node:fs";
 import {
   access,
   type FileHandle,
@@ -47,6 +47,32 @@ export async function fileExists(path: string): Promise<boolean> {
     if (systemCode(error) === "ENOENT") return false;
     throw error;
   }
+}
+
+/**
+ * Reads parts of files in the folder of another file, as a model's weights lie beside it.
+ *
+ * @returns reads `length` bytes at `offset`, fewer where the file ends; null: to the end.
+ */
+export function readerBeside(
+  path: string,
+): (location: string, offset: number, length: number | null) => Uint8Array {
+  return (location, offset, length) => {
+    const file = openSync(join(dirname(path), location), "r");
+    try {
+      const rest = Math.max(0, fstatSync(file).size - offset);
+      const bytes = new Uint8Array(Math.min(length ?? rest, rest));
+      let done = 0;
+      while (done < bytes.length) {
+        const count = readSync(file, bytes, done, bytes.length - done, offset + done);
+        if (count === 0) return bytes.subarray(0, done);
+        done += count;
+      }
+      return bytes;
+    } finally {
+      closeSync(file);
+    }
+  };
 }
 
 /** {@link writeFileAtomic} of a value as indented JSON. */

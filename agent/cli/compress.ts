@@ -1,4 +1,3 @@
-import { readFile } from "node:fs/promises";
 import { resolve } from "node:path";
 import { Command } from "commander";
 import * as v from "valibot";
@@ -16,6 +15,7 @@ import {
   type CompressModelResult,
   compressModel,
 } from "../specialize/compress-model.ts";
+import { readModelFile } from "../specialize/network.ts";
 import { integer, real } from "./arguments.ts";
 import { count, duration, megabytes, percent, table } from "./terminal.ts";
 
@@ -144,15 +144,7 @@ async function preprocessingOf(
 ): Promise<{ preprocessing: Preprocessing; assumed: readonly string[] }> {
   const sidecar = await readSidecar(sidecarPathOf(modelPath));
   if (sidecar) return { preprocessing: sidecar.preprocessing, assumed: [] };
-  let bytes: Buffer;
-  try {
-    bytes = await readFile(modelPath);
-  } catch (error) {
-    throw new AgentError("MODEL_INVALID", `${modelPath} cannot be read: ${messageOf(error)}`, {
-      cause: error,
-    });
-  }
-  const { preprocessing, reasons } = guessGeneralist(bytes);
+  const { preprocessing, reasons } = guessGeneralist(await readModelFile(modelPath));
   return { preprocessing, assumed: reasons };
 }
 

@@ -1,13 +1,12 @@
-import { readFileSync } from "node:fs";
 import { mkdir, readFile, rm, stat } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { basename, join } from "node:path";
 import type { Clock } from "../clock.ts";
 import { AgentError, messageOf, systemCode } from "../errors.ts";
-import { sha256 } from "../files.ts";
+import { readerBeside, sha256 } from "../files.ts";
 import type { Logger } from "../log.ts";
 import type { Preprocessing } from "../model.ts";
 import { withChannelsFirst } from "../onnx/channels-first.ts";
-import { decodeModel, encodeModel, hasExternalData, resolveExternalData } from "../onnx/codec.ts";
+import { withExternalData } from "../onnx/external-data.ts";
 import { readGraph, writeGraph } from "../onnx/graph.ts";
 import {
   type AddedGeneralist,
@@ -299,15 +298,7 @@ async function readSelfContained(path: string): Promise<Uint8Array> {
     throw new AgentError("GENERALIST_UNAVAILABLE", `${path}: ${why}`, { cause: error });
   }
   try {
-    const model = decodeModel(bytes);
-    if (!hasExternalData(model)) return bytes;
-    const files = new Map<string, Buffer>();
-    resolveExternalData(model, (location, offset, length) => {
-      const file = files.get(location) ?? readFileSync(join(dirname(path), location));
-      files.set(location, file);
-      return file.subarray(offset, length === null ? undefined : offset + length);
-    });
-    return encodeModel(model);
+    return withExternalData(bytes, readerBeside(path));
   } catch (error) {
     throw new AgentError("MODEL_INVALID", `${path}: ${messageOf(error)}`, { cause: error });
   }

@@ -1,5 +1,6 @@
 import { removeDeadCode } from "./dead-code.ts";
-import type { Graph, Node } from "./graph.ts";
+import { type Graph, intAttribute, type Node } from "./graph.ts";
+import { inferShapes } from "./infer-shapes.ts";
 import { activationsOf, readsOf } from "./query.ts";
 import { int64Tensor, integersOf, type Tensor } from "./tensor.ts";
 
@@ -32,7 +33,8 @@ function shapeOnly(graph: Graph): Set<string> {
 
 /**
  * Replaces shape arithmetic by constants, from its measured results at two batch sizes: what came
- * out equal is constant; in the target of a Reshape, one size that follows the batch becomes −1.
+ * out equal is constant; in the target of a Reshape, one size that follows the batch becomes −1, or
+ * 0 (what the input has there) where a −1 stands already and the input begins with the batch.
  * All else stays as it is. The input's height and width must be the only ones the graph is used
  * with from now on.
  *
@@ -49,6 +51,7 @@ export function foldShapes(
   const initializers = new Map(graph.initializers);
   const constants = new Map<string, string>();
   const targets = new Map<string, string>();
+  const copying = new Map<string, string>();
   for (const name of shapeValues(graph)) {
     const [first, second] = [atFirst.get(name), atSecond.get(name)];
     if (first === undefined || second === undefined) continue;
@@ -62,17 +65,37 @@ export function foldShapes(
       const target = withFreeSize(a, b, batches);
       if (target === null) continue;
       initializers.set(folded, int64Tensor([target.length], target));
-      targets.set(name, folded);
+      (target[0] === 0 ? copying : targets).set(name, folded);
     }
   }
+  const batched = copying.size > 0 ? beginWithBatch(graph, batches) : new Set<string>();
   const nodes = graph.nodes.map((node): Node => {
+    const copies = batched.has(node.inputs[0] ?? "") && intAttribute(node, "allowzero", 0) === 0;
     const inputs = node.inputs.map((name, i) => {
-      const target = node.opType === "Reshape" && i === 1 ? targets.get(name) : undefined;
+      const free = targets.get(name) ?? (copies ? copying.get(name) : undefined);
+      const target = node.opType === "Reshape" && i === 1 ? free : undefined;
       return constants.get(name) ?? target ?? name;
     });
     return inputs.some((name, i) => name !== node.inputs[i]) ? { ...node, inputs } : node;
   });
   return removeDeadCode({ ...graph, nodes, initializers });
+}
+
+/** Values whose first size is the batch, as far as their shapes can be told. */
+function beginWithBatch(graph: Graph, batches: readonly [number, number]): Set<string> {
+  const [first, second] = batches.map((batch) => {
+    const sizes = graph.inputs.flatMap(({ name, dims }) => {
+      const rest = dims?.slice(1) ?? [null];
+      return rest.every((size) => typeof size === "number")
+        ? [[name, [batch, ...rest]] as const]
+        : [];
+    });
+    return inferShapes(graph, new Map(sizes));
+  });
+  const found = [...first!].filter(
+    ([name, { dims }]) => dims[0] === batches[0] && second!.get(name)?.dims[0] === batches[1],
+  );
+  return new Set(found.map(([name]) => name));
 }
 
 function withFreeSize(
@@ -82,7 +105,8 @@ function withFreeSize(
 ): number[] | null {
   const moving = a.flatMap((value, i) => (value === b[i] ? [] : [i]));
   const [at] = moving;
-  if (at === undefined || moving.length > 1 || a.includes(-1)) return null;
+  if (at === undefined || moving.length > 1 || a.includes(0)) return null;
   if (a[at]! * batches[1] !== b[at]! * batches[0]) return null;
+  if (a.includes(-1)) return at === 0 && a[0] === batches[0] ? [0, ...a.slice(1)] : null;
   return a.map((value, i) => (i === at ? -1 : value));
 }

@@ -1,8 +1,7 @@
-import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { type Aim, printAim } from "../aim.ts";
-import { AgentError, messageOf } from "../errors.ts";
 import { writeFileAtomic } from "../files.ts";
 import type { Logger } from "../log.ts";
 import { type FixedMethod, formatMethod, type Method } from "../method.ts";
@@ -15,7 +14,7 @@ import { createEngine, type Engine } from "./engine.ts";
 import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./environment.ts";
 import { compareLatency } from "./graph-latency.ts";
 import { uniformPattern } from "./layer-patterns.ts";
-import { loadNetwork, type Network } from "./network.ts";
+import { loadNetwork, type Network, readModelFile } from "./network.ts";
 import { compareOutputs, type OutputDifference, outputsOf } from "./output-difference.ts";
 import { openUnlabeled, splitUnlabeled, type UnlabeledPictures } from "./unlabeled-pictures.ts";
 
@@ -145,7 +144,7 @@ interface Parts {
 async function run(parts: Parts): Promise<CompressModelResult> {
   const { request, context, engine, watch } = parts;
   const { preprocessing, method, modelPath, outPath } = request;
-  const bytes = await readModel(modelPath);
+  const bytes = await readModelFile(modelPath);
   const network = await loadNetwork(bytes, preprocessing, engine);
   const dense = logitsGraph(network);
   const pictures = await watch.time("pictures", () => openPictures(parts, network));
@@ -181,16 +180,6 @@ async function run(parts: Parts): Promise<CompressModelResult> {
     };
   } finally {
     await pictures.close();
-  }
-}
-
-async function readModel(path: string): Promise<Uint8Array> {
-  try {
-    return await readFile(path);
-  } catch (error) {
-    throw new AgentError("MODEL_INVALID", `${path} cannot be read: ${messageOf(error)}`, {
-      cause: error,
-    });
   }
 }
 

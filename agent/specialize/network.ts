@@ -1,7 +1,10 @@
+import { readFile } from "node:fs/promises";
 import { AgentError, messageOf } from "../errors.ts";
+import { readerBeside } from "../files.ts";
 import { constantValues, foldConstants } from "../onnx/constant-folding.ts";
 import { removeDeadCode } from "../onnx/dead-code.ts";
 import { withDynamicBatch } from "../onnx/dynamic-batch.ts";
+import { withExternalData } from "../onnx/external-data.ts";
 import { foldShapes, shapeValues } from "../onnx/fold-shapes.ts";
 import { type Dim, type Graph, readGraph, type ValueInfo } from "../onnx/graph.ts";
 import { featureGraph, findHead, type Head } from "../onnx/head.ts";
@@ -21,6 +24,21 @@ export interface Network {
   readonly featuresName: string;
   /** False for a graph that can only be run one picture at a time. */
   readonly batched: boolean;
+}
+
+/**
+ * The bytes of an ONNX file with everything in them, weights in files beside it included.
+ *
+ * @throws {AgentError} MODEL_INVALID if it cannot be read.
+ */
+export async function readModelFile(path: string): Promise<Uint8Array> {
+  try {
+    return withExternalData(await readFile(path), readerBeside(path));
+  } catch (error) {
+    throw new AgentError("MODEL_INVALID", `${path} cannot be read: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
 }
 
 /**
