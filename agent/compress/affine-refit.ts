@@ -2,20 +2,16 @@ import { type Gemm, multiplyPrepared, prepareOperand } from "../math/gemm.ts";
 import { checkLength, transposed } from "../math/products.ts";
 import { factorHessian } from "./damping.ts";
 
-/** A layer some of whose inputs are gone, or whose inputs have changed, or both. */
+/** A layer that is to come close to given outputs on the inputs that it gets. */
 export interface AffineRefitProblem {
-  /** The weights whose outputs are aimed at, W, `rows × cols`, row-major; read only. */
-  readonly target: Float64Array;
-  readonly rows: number;
-  /** Inputs x of the target. */
-  readonly cols: number;
-  /** What to shrink toward, `rows × kept`, row-major; read only. As a rule W's own columns. */
+  /** T = 2/n·Σ y·x′ᵀ of the outputs aimed at, `rows × cols`, row-major; see {@link aimOf}. */
+  readonly aim: Float64Array;
+  /** S, what to shrink toward, `rows × cols`, row-major; read only. */
   readonly start: Float64Array;
-  /** Inputs x′ that are left. */
-  readonly kept: number;
-  /** C = 2/n·Σ x·x′ᵀ, `cols × kept`. */
-  readonly cross: Float64Array;
-  /** H′ = 2/n·Σ x′·x′ᵀ, `kept × kept`. */
+  readonly rows: number;
+  /** Inputs x′. */
+  readonly cols: number;
+  /** H′ = 2/n·Σ x′·x′ᵀ, `cols × cols`. */
   readonly gram: Float64Array;
   /** λ as a share of the mean diagonal of H′ over live inputs. */
   readonly damping: number;
@@ -24,11 +20,11 @@ export interface AffineRefitProblem {
 
 /** What {@link affineRefit} found. */
 export interface AffineRefit {
-  /** Ŵ, `rows × kept`, row-major. */
+  /** Ŵ, `rows × cols`, row-major. */
   readonly weights: Float64Array;
   /**
-   * ½E‖Wx‖² − ½E‖Ŵx′ − Wx‖² in units of C and H′, summed over rows: how much of the aim is
-   * reached. Inputs that never change count as if they had no weight.
+   * ½E‖y‖² − ½E‖Ŵx′ − y‖² in units of T and H′, summed over rows: how much of the aim is reached.
+   * Inputs that never change count as if they had no weight.
    */
   readonly explained: number;
   /** The relative damping that was needed. */
@@ -36,58 +32,71 @@ export interface AffineRefit {
 }
 
 /**
- * The weights that come closest to the outputs of others on inputs of their own:
- * Ŵ = S + (W·C − S·H′)·(H′ + λI)⁻¹, which minimizes ‖Ŵx′ − Wx‖² + λ‖Ŵ − S‖² over Ŵ.
+ * The weights that come closest to given outputs: Ŵ = S + (T − S·H′)·(H′ + λI)⁻¹, which minimizes
+ * ½E‖Ŵx′ − y‖² + λ/2·‖Ŵ − S‖² over Ŵ.
  *
- * Where x′ is a part of x, C = H_:K, H′ = H_KK and S = W_:K, it is W·(H + λI)_:K·(H + λI)_KK⁻¹:
- * the survivors of structured elimination (also GRAIL, arXiv:2602.23795). Where x′ comes out of a
- * network compressed up to here, it corrects the errors of the layers before (GPTAQ's asymmetric
- * target). With means taken off both C and H′, the bias follows by {@link affineBias}, as in CORP
- * (arXiv:2602.05243). Inputs that never change keep the weights of S: they belong to the bias.
+ * Where x′ is a part of x, y = Wx and S = W_:K, it is W·(H + λI)_:K·(H + λI)_KK⁻¹: the survivors of
+ * structured elimination (also GRAIL, arXiv:2602.23795). Where x′ comes out of a network changed
+ * up to here and y out of the dense one, it makes up for the errors of the layers before. With
+ * means taken off T and H′ the bias follows by {@link affineBias}, as in CORP (arXiv:2602.05243).
+ * Inputs that never change keep the weights of S: they belong to the bias.
  *
  * @throws {RangeError} if a size does not fit or H′ is not positive semidefinite.
  */
 export async function affineRefit(problem: AffineRefitProblem): Promise<AffineRefit> {
-  const { target, rows, cols, start, kept, cross, gram, damping, gemm } = problem;
-  checkLength("target", target, rows * cols);
-  checkLength("start", start, rows * kept);
-  checkLength("cross", cross, cols * kept);
-  const { U, dead, damping: used } = await factorHessian(gram, kept, damping, gemm);
-  const times = (left: Float64Array, rightTransposed: Float64Array, depth: number) =>
-    multiplyPrepared(left, rows, prepareOperand(rightTransposed, kept, depth, rows, gemm), gemm);
-  const aim = await times(target, transposed(cross, cols, kept), cols);
-  const own = await times(start, gram, kept);
-  const residual = aim.map((value, i) => (dead[i % kept] ? 0 : value - own[i]!));
-  const half = await times(residual, U, kept);
-  const change = await times(half, transposed(U, kept, kept), kept);
-  const weights = start.map((s, i) => (dead[i % kept] ? s : s + change[i]!));
-  const live = weights.map((w, i) => (dead[i % kept] ? 0 : w));
-  const reached = await times(live, gram, kept);
+  const { aim, start, rows, cols, gram, damping, gemm } = problem;
+  checkLength("aim", aim, rows * cols);
+  checkLength("start", start, rows * cols);
+  const { U, dead, damping: used } = await factorHessian(gram, cols, damping, gemm);
+  const times = (left: Float64Array, rightTransposed: Float64Array) =>
+    multiplyPrepared(left, rows, prepareOperand(rightTransposed, cols, cols, rows, gemm), gemm);
+  const own = await times(start, gram);
+  const residual = aim.map((value, i) => (dead[i % cols] ? 0 : value - own[i]!));
+  const half = await times(residual, U);
+  const change = await times(half, transposed(U, cols, cols));
+  const weights = start.map((s, i) => (dead[i % cols] ? s : s + change[i]!));
+  const live = weights.map((w, i) => (dead[i % cols] ? 0 : w));
+  const reached = await times(live, gram);
   let explained = 0;
   for (let i = 0; i < live.length; i++) explained += live[i]! * (aim[i]! - 0.5 * reached[i]!);
   return { weights, explained, damping: used };
 }
 
 /**
- * The bias that goes with refitted weights, so that the mean output stays: b + W·x̄ − Ŵ·x̄′.
+ * The aim of a layer that keeps some of its inputs: T = W·H_:K.
  *
- * @param target W, `bias.length × mean.length`. @param weights Ŵ, `bias.length × ownMean.length`.
+ * @param weights W, `rows × cols`. @param H_K columns K of H, `cols × kept`.
+ * @returns `rows × kept`, row-major.
+ */
+export function aimOf(
+  weights: Float64Array,
+  rows: number,
+  H_K: Float64Array,
+  gemm?: Gemm,
+): Promise<Float64Array> {
+  const cols = weights.length / rows;
+  const kept = H_K.length / cols;
+  checkLength("H_K", H_K, cols * Math.round(kept));
+  const right = prepareOperand(transposed(H_K, cols, kept), kept, cols, rows, gemm);
+  return multiplyPrepared(weights, rows, right, gemm);
+}
+
+/**
+ * The bias that goes with weights, so that the mean output is the one aimed at: ȳ − Ŵ·x̄′.
+ *
+ * @param aimMean ȳ, one a row. @param weights Ŵ, `aimMean.length × mean.length`.
+ * @param mean x̄′.
  */
 export function affineBias(
-  bias: ArrayLike<number>,
-  target: Float64Array,
-  mean: Float64Array,
+  aimMean: Float64Array,
   weights: Float64Array,
-  ownMean: Float64Array,
+  mean: Float64Array,
 ): Float64Array {
-  checkLength("target", target, bias.length * mean.length);
-  checkLength("weights", weights, bias.length * ownMean.length);
-  const out = Float64Array.from(bias);
-  for (let r = 0; r < out.length; r++) {
-    for (let j = 0; j < mean.length; j++) out[r]! += target[r * mean.length + j]! * mean[j]!;
-    for (let j = 0; j < ownMean.length; j++) {
-      out[r]! -= weights[r * ownMean.length + j]! * ownMean[j]!;
-    }
-  }
-  return out;
+  const cols = mean.length;
+  checkLength("weights", weights, aimMean.length * cols);
+  return aimMean.map((value, r) => {
+    let sum = value;
+    for (let j = 0; j < cols; j++) sum -= weights[r * cols + j]! * mean[j]!;
+    return sum;
+  });
 }

@@ -108,7 +108,11 @@ function convStatistics(
   names: StatisticsOutputs,
 ): void {
   const { groups, inFeaturesPerGroup: cols } = layer;
-  const columns = convColumns(draft, layer, input, base);
+  const unfolded = unfold(draft, layer, input, base);
+  // [N, groups·cols, oh, ow] → [N, groups, cols, P] → [groups, cols, N, P] → [groups, cols, N·P]
+  const split = reshape(draft, unfolded, [0, groups, cols, -1], `${base}_split`);
+  const turned = add(draft, "Transpose", [split], `${base}_turned`, { perm: [1, 2, 0, 3] });
+  const columns = reshape(draft, turned, [groups, cols, -1], `${base}_columns`);
   if (groups === 1) {
     // A plain Gemm with the transpose inside saves a copy and is what BLAS does best.
     const flat = reshape(draft, columns, [cols, -1], `${base}_flat`);
@@ -120,15 +124,6 @@ function convStatistics(
   }
   reduceSum(draft, columns, 2, names.sumName);
   countAxis(draft, columns, 2, base, names.countName);
-}
-
-/** [N, C, h, w] → [N, groups·cols, oh, ow] → [N, groups, cols, P] → [groups, cols, N·P] = X. */
-function convColumns(draft: Draft, layer: PrunableLayer, input: string, base: string): string {
-  const { groups, inFeaturesPerGroup: cols } = layer;
-  const unfolded = unfold(draft, layer, input, base);
-  const split = reshape(draft, unfolded, [0, groups, cols, -1], `${base}_split`);
-  const turned = add(draft, "Transpose", [split], `${base}_turned`, { perm: [1, 2, 0, 3] });
-  return reshape(draft, turned, [groups, cols, -1], `${base}_columns`);
 }
 
 /** [N, C, h, w] → [N, C·kh·kw, oh, ow], channels ordered (channel, kernel row, kernel column). */
@@ -162,22 +157,17 @@ function matrixStatistics(
   names: StatisticsOutputs,
 ): void {
   const { inFeaturesPerGroup: cols } = layer;
-  const flat = matrixRows(draft, layer, input, base);
-  const gram = add(draft, "Gemm", [flat, flat], `${base}_gram2d`, { transA: 1 });
-  reshape(draft, gram, [1, cols, cols], names.gramName);
-  const sum = reduceSum(draft, flat, 0, `${base}_sum1d`);
-  reshape(draft, sum, [1, cols], names.sumName);
-  countAxis(draft, flat, 0, base, names.countName);
-}
-
-/** [N, …, cols] → [N·…, cols] = Xᵀ. */
-function matrixRows(draft: Draft, layer: PrunableLayer, input: string, base: string): string {
   let rows = input;
   if (layer.weightSide === "left") {
     const equation = { equation: "...ij->...ji" };
     rows = add(draft, "Einsum", [input], `${base}_turned`, equation);
   }
-  return reshape(draft, rows, [-1, layer.inFeaturesPerGroup], `${base}_flat`);
+  const flat = reshape(draft, rows, [-1, cols], `${base}_flat`);
+  const gram = add(draft, "Gemm", [flat, flat], `${base}_gram2d`, { transA: 1 });
+  reshape(draft, gram, [1, cols, cols], names.gramName);
+  const sum = reduceSum(draft, flat, 0, `${base}_sum1d`);
+  reshape(draft, sum, [1, cols], names.sumName);
+  countAxis(draft, flat, 0, base, names.countName);
 }
 
 function add(
@@ -220,90 +210,4 @@ function countAxis(draft: Draft, input: string, axis: number, base: string, outp
 /** Names of all statistics, each once: what to hand out, and to run. */
 export function statisticsNames(outputs: readonly StatisticsOutputs[]): string[] {
   return [...new Set(outputs.flatMap((o) => [o.gramName, o.sumName, o.countName]))];
-}
-
-/** A layer of one network and what stands for it in another, in one graph. */
-export interface LayerPair {
-  readonly dense: PrunableLayer;
-  /** The same layer on other inputs, of which there may be fewer. */
-  readonly own: PrunableLayer;
-}
-
-/** Where the cross moments of a {@link LayerPair} come out of a graph. */
-export interface CrossOutputs {
-  /** float32 `[groups, dense cols, own cols]`: Σ x·x′ᵀ over pictures and positions. */
-  readonly crossName: string;
-  /** float32 `[groups, dense cols]`: Σ x. */
-  readonly sumName: string;
-}
-
-/**
- * Appends nodes that sum the products of the inputs x of each dense layer with the inputs x′ of
- * the layer that stands for it; what {@link appendStatistics} is for Σ x′·x′ᵀ.
- *
- * @param graph holds the inputs of both, computed from the same pictures.
- */
-export function appendCrossStatistics(
-  graph: Graph,
-  pairs: readonly LayerPair[],
-): { readonly graph: Graph; readonly outputs: readonly CrossOutputs[] } {
-  const draft: Draft = { nodes: [], constants: new Map(), opset: graph.opset };
-  const known = new Map<string, CrossOutputs>();
-  const infos: ValueInfo[] = [];
-  const outputs = pairs.map((pair): CrossOutputs => {
-    const key = geometryKey(pair.dense) + geometryKey(pair.own);
-    const before = known.get(key);
-    if (before) return before;
-    const base = freeName(graph, `taco_cross_${known.size}`);
-    const names = { crossName: `${base}_products`, sumName: `${base}_sum` };
-    appendPair(draft, graph, pair, base, names);
-    known.set(key, names);
-    const { groups, inFeaturesPerGroup: cols } = pair.dense;
-    const type = { dataType: DataType.FLOAT };
-    infos.push(
-      { name: names.crossName, ...type, dims: [groups, cols, pair.own.inFeaturesPerGroup] },
-      { name: names.sumName, ...type, dims: [groups, cols] },
-    );
-    return names;
-  });
-  return {
-    graph: {
-      ...graph,
-      nodes: [...graph.nodes, ...draft.nodes],
-      initializers: new Map([...graph.initializers, ...draft.constants]),
-      outputs: [...graph.outputs, ...infos],
-    },
-    outputs,
-  };
-}
-
-function appendPair(
-  draft: Draft,
-  graph: Graph,
-  { dense, own }: LayerPair,
-  base: string,
-  names: CrossOutputs,
-): void {
-  const weight = graph.initializers.get(own.weightName);
-  const float = (name: string, to: string): string =>
-    weight && weight.dataType !== DataType.FLOAT
-      ? add(draft, "Cast", [name], to, { to: DataType.FLOAT })
-      : name;
-  const input = float(dense.inputName, `${base}_float`);
-  const ownInput = float(own.inputName, `${base}_own_float`);
-  const cols = dense.inFeaturesPerGroup;
-  if (dense.opType === "Conv") {
-    const X = convColumns(draft, dense, input, base);
-    const Y = convColumns(draft, own, ownInput, `${base}_own`);
-    const rows = add(draft, "Transpose", [Y], `${base}_rows`, { perm: [0, 2, 1] });
-    add(draft, "MatMul", [X, rows], names.crossName);
-    reduceSum(draft, X, 2, names.sumName);
-    return;
-  }
-  const Xt = matrixRows(draft, dense, input, base);
-  const Yt = matrixRows(draft, own, ownInput, `${base}_own`);
-  const products = add(draft, "Gemm", [Xt, Yt], `${base}_products2d`, { transA: 1 });
-  reshape(draft, products, [1, cols, own.inFeaturesPerGroup], names.crossName);
-  const sum = reduceSum(draft, Xt, 0, `${base}_sum1d`);
-  reshape(draft, sum, [1, cols], names.sumName);
 }

@@ -21,12 +21,14 @@ export function pictureBorder(graph: Graph): Border {
   return { name: graph.inputs[0]!.name, store: null, dims: [] };
 }
 
+type Feeds = Readonly<Record<string, TensorValue>>;
+
 /** What to do along a border, besides going through it. */
 export interface Sweep {
   /** Batches to run, ascending; all by default. */
   readonly batches?: readonly number[];
   /** More values to feed with a batch. */
-  readonly feeds?: (batch: number) => Readonly<Record<string, TensorValue>>;
+  readonly feeds?: (batch: number) => Feeds | Promise<Feeds>;
 }
 
 /** Runs part of a network over a border; calls `each` with all outputs of every batch. */
@@ -42,7 +44,7 @@ export async function sweep(
     for (const batch of batches) {
       options.signal.throwIfAborted();
       const value = await readBorder(border, batch, options);
-      await each(batch, await session.run({ [border.name]: value, ...feeds(batch) }));
+      await each(batch, await session.run({ [border.name]: value, ...(await feeds(batch)) }));
     }
   } finally {
     await session.release();
@@ -54,7 +56,8 @@ export function allBatches(calibration: Calibration): number[] {
   return Array.from({ length: calibration.batches }, (_, batch) => batch);
 }
 
-function readBorder(
+/** One batch of a border. */
+export function readBorder(
   border: Border,
   batch: number,
   options: CompressEnvironment,

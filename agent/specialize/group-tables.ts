@@ -1,6 +1,6 @@
 import { readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { affineBias, affineRefit } from "../compress/affine-refit.ts";
+import { affineBias, affineRefit, aimOf } from "../compress/affine-refit.ts";
 import { centeredHessian, type LayerGram } from "../compress/hessian.ts";
 import { eliminateUnits, prepareUnits, type UnitSystem } from "../compress/structured.ts";
 import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
@@ -392,12 +392,10 @@ async function makeRefit(
     const H = hessianOf(gram, layer, g);
     const cross = pickColumns(H, cols, columns);
     const fitted = await affineRefit({
-      target,
-      rows,
-      cols,
+      aim: await aimOf(target, rows, cross, engine.gemm),
       start: pickColumns(target, cols, columns),
-      kept,
-      cross,
+      rows,
+      cols: kept,
       gram: pickRows(cross, kept, columns),
       damping,
       gemm: engine.gemm,
@@ -406,8 +404,12 @@ async function makeRefit(
     if (!bias) continue;
     const mean = gram.mean.subarray(g * cols, (g + 1) * cols);
     const own = bias.subarray(g * rows, (g + 1) * rows);
-    const ownMean = pickColumns(mean, cols, columns);
-    own.set(affineBias(own, target, mean, fitted.weights, ownMean));
+    const aimMean = own.map((value, r) => {
+      let sum = value;
+      for (let j = 0; j < cols; j++) sum += target[r * cols + j]! * mean[j]!;
+      return sum;
+    });
+    own.set(affineBias(aimMean, fitted.weights, pickColumns(mean, cols, columns)));
   }
   return { weights, bias };
 }

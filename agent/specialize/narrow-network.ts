@@ -33,6 +33,9 @@ export interface NarrowOptions extends CompressEnvironment {
    * make up for what cannot be made up for inside a block.
    */
   readonly refit?: "narrowed" | "behind";
+  /** See `RefitOptions.stream`; default true. */
+  readonly stream?: boolean;
+  /** See `RefitOptions.correct`; default false. */
   readonly correct?: boolean;
 }
 
@@ -54,6 +57,8 @@ export async function narrowNetwork(dense: Graph, options: NarrowOptions): Promi
     const { graph, losses } = await refitNetwork(dense, stitched, {
       ...options,
       places,
+      stream: options.stream ?? true,
+      correct: options.correct ?? false,
       include: chooseLayers(dense, places, options.refit ?? "narrowed"),
     });
     const reports = reportsOf(dense, graph, places, losses);

@@ -1,31 +1,34 @@
 import { affineBias, affineRefit } from "../compress/affine-refit.ts";
-import { centeredHessian, GramAccumulator, type LayerGram } from "../compress/hessian.ts";
+import { centeredHessian } from "../compress/hessian.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
 import { foldAffine, statisticsCorrection } from "../compress/statistics-correction.ts";
 import { findBorders } from "../onnx/borders.ts";
-import type { Graph } from "../onnx/graph.ts";
-import { appendOutputMoments } from "../onnx/output-moments.ts";
+import { node } from "../onnx/builder.ts";
+import type { Graph, Node } from "../onnx/graph.ts";
 import {
   findPrunableLayers,
   type PrunableLayer,
-  readBias,
   readWeightMatrix,
   writeBias,
   writeWeightMatrix,
 } from "../onnx/prunable-layers.ts";
+import { findResidualBlocks } from "../onnx/residual-blocks.ts";
 import { sideBySide } from "../onnx/side-by-side.ts";
-import {
-  appendCrossStatistics,
-  appendStatistics,
-  type CrossOutputs,
-  type LayerPair,
-  type StatisticsOutputs,
-} from "../onnx/statistics.ts";
 import { extractSubgraph, withOnlyOutputs } from "../onnx/subgraph.ts";
-import type { TensorValue } from "../runtime/session.ts";
-import { advance, type Border, borderSizes } from "./border.ts";
+import { int64Tensor, type Tensor } from "../onnx/tensor.ts";
+import {
+  advance,
+  type Border,
+  borderSizes,
+  measureShapes,
+  pictureBorder,
+  readBorder,
+  sweep,
+} from "./border.ts";
 import type { CompressEnvironment } from "./environment.ts";
-import { type LayerPlaces, pickRows, takesBias } from "./group-tables.ts";
+import { type FitStatistics, type FitTarget, tapTargets } from "./fit-statistics.ts";
+import { type LayerPlaces, takesBias } from "./group-tables.ts";
+import { countPictures, type PictureCount, planSampling, positionsOf } from "./layer-grams.ts";
 import { cutSegments, type Segment } from "./segments.ts";
 
 /** Which layers {@link refitNetwork} fits, and how. */
@@ -34,14 +37,19 @@ export interface RefitOptions extends CompressEnvironment {
   readonly places: ReadonlyMap<string, LayerPlaces>;
   /** Which layers to fit. */
   readonly include: (layer: PrunableLayer) => boolean;
-  /** Whether outputs get the dense mean and spread afterwards. Default true. */
-  readonly correct?: boolean;
+  /**
+   * Whether the last layer of a residual branch aims at the dense stream behind its Add, less what
+   * the changed stream brings along, so that it makes up for errors of the blocks before it too.
+   */
+  readonly stream: boolean;
+  /** Whether outputs get the spread of their aims afterwards; least squares make it smaller. */
+  readonly correct: boolean;
 }
 
 /** A network whose layers were fitted anew. */
 export interface RefittedNetwork {
   readonly graph: Graph;
-  /** ‖Ŵx′ − Wx‖² / ‖Wx‖², means taken off where there is a bias, by layer name. */
+  /** ‖Ŵx′ − y‖² / ‖y‖², means taken off where there is a bias, by layer name. */
   readonly losses: ReadonlyMap<string, number>;
 }
 
@@ -51,8 +59,8 @@ const DENSE = "taco_dense/";
 /**
  * Fits the layers of a changed network, one after another from the picture on, to what the dense
  * network has at the same places: each layer is solved on the inputs x′ that it gets in the changed
- * network, aiming at the outputs on the dense inputs x ({@link affineRefit}). So it makes up for
- * the errors of all layers before it, as far as a linear layer can.
+ * network, aiming at the dense outputs y ({@link affineRefit}). So it makes up for the errors of
+ * all layers before it, as far as a linear layer can.
  *
  * Both networks run side by side over the segments between borders that they have in common; the
  * activations at the last border are kept for both.
@@ -66,33 +74,28 @@ export async function refitNetwork(
   changed: Graph,
   options: RefitOptions,
 ): Promise<RefittedNetwork> {
-  const denseLayers = new Map(findPrunableLayers(dense).map((layer) => [layer.name, layer]));
-  const input = dense.inputs[0]!.name;
-  const fitted = findPrunableLayers(changed).filter((layer) => {
-    const other = denseLayers.get(layer.name);
-    return (
-      other !== undefined &&
-      other.groups === layer.groups &&
-      layer.inputName !== input &&
-      layer.weightSide === "right" &&
-      layer.sharedWith.length === 0 &&
-      options.include(layer)
-    );
-  });
+  const fitted = layersToFit(dense, changed, options);
+  if (fitted.length === 0) return { graph: changed, losses: new Map() };
   const segments = cutSegments(changed, fitted, await commonBorders(dense, changed, options));
+  const names = fitted.map(({ outputName }) => outputName);
+  const shapes = await measureShapes(changed, names, options.engine, options.calibration);
+  const work: Work = {
+    dense,
+    positions: positionsOf(shapes),
+    count: await countPictures(options),
+    options,
+  };
   const losses = new Map<string, number>();
   let graph = changed;
-  const picture: Border = { name: input, store: null, dims: [] };
-  let borders = { dense: picture, own: picture };
+  let borders: BorderPair = { dense: pictureBorder(dense), own: pictureBorder(dense) };
   try {
     for (const [at, segment] of segments.entries()) {
       for (const wave of segment.waves) {
-        const pairs = wave.map((own) => ({ dense: denseLayers.get(own.name)!, own }));
-        const statistics = await collectPairs(dense, graph, segment, pairs, borders, options);
-        for (const [i, { dense: layer }] of pairs.entries()) {
-          const result = await fitLayer(dense, graph, layer, statistics[i]!, options);
+        const statistics = await collectWave(work, graph, segment, wave, borders);
+        for (const [i, { name }] of wave.entries()) {
+          const result = await fitLayer(graph, name, statistics[i]!, options);
           graph = result.graph;
-          losses.set(layer.name, result.loss);
+          losses.set(name, result.loss);
         }
         options.onProgress(losses.size, fitted.length);
       }
@@ -101,15 +104,32 @@ export async function refitNetwork(
       }
     }
   } finally {
-    await borders.dense.store?.dispose();
-    await borders.own.store?.dispose();
+    await disposeBoth(borders);
   }
   return { graph, losses };
+}
+
+function layersToFit(dense: Graph, changed: Graph, options: RefitOptions): PrunableLayer[] {
+  const denseLayers = new Map(findPrunableLayers(dense).map((layer) => [layer.name, layer]));
+  const input = dense.inputs[0]!.name;
+  return findPrunableLayers(changed).filter(
+    (layer) =>
+      denseLayers.get(layer.name)?.groups === layer.groups &&
+      layer.inputName !== input &&
+      layer.weightSide === "right" &&
+      layer.sharedWith.length === 0 &&
+      options.include(layer),
+  );
 }
 
 interface BorderPair {
   readonly dense: Border;
   readonly own: Border;
+}
+
+async function disposeBoth({ dense, own }: BorderPair): Promise<void> {
+  await dense.store?.dispose();
+  await own.store?.dispose();
 }
 
 /** Sizes of the borders of the changed network; those the dense one lacks are no place to cut. */
@@ -140,8 +160,7 @@ async function nextBorders(
   try {
     const second = extractSubgraph(graph, ...ends);
     const own = await advance(second, borders.own, options, `refit-own-${at}`);
-    await borders.dense.store?.dispose();
-    await borders.own.store?.dispose();
+    await disposeBoth(borders);
     return { dense: next, own };
   } catch (error) {
     await next.store?.dispose();
@@ -149,255 +168,147 @@ async function nextBorders(
   }
 }
 
-/** What is known of a layer's inputs in both networks, and of its dense outputs. */
-interface PairStatistics {
-  /** Of x′. */
-  readonly own: LayerGram;
-  /** C = 2/n·Σ x·x′ᵀ, `groups × cols × kept`. */
-  readonly cross: Float64Array;
-  /** Mean of x, `groups × cols`. */
-  readonly mean: Float64Array;
-  /** Of the dense outputs, one value a row. */
-  readonly outputs: { readonly mean: Float64Array; readonly variance: Float64Array };
+/** What stays the same through the whole pass. */
+interface Work {
+  readonly dense: Graph;
+  readonly positions: (layer: PrunableLayer) => number;
+  readonly count: PictureCount;
+  readonly options: RefitOptions;
 }
 
-/** Running sums of one {@link PairStatistics}. */
-interface PairSums {
-  readonly own: GramAccumulator;
-  readonly cross: Float64Array;
-  readonly mean: Float64Array;
-  readonly sum: Float64Array;
-  readonly square: Float64Array;
-}
-
-async function collectPairs(
-  dense: Graph,
+/** Runs both networks over one segment for the layers of one wave. */
+async function collectWave(
+  work: Work,
   graph: Graph,
   segment: Segment,
-  pairs: readonly LayerPair[],
+  wave: readonly PrunableLayer[],
   borders: BorderPair,
-  options: RefitOptions,
-): Promise<PairStatistics[]> {
-  const tapped = pairGraph(dense, graph, segment, pairs);
-  const sums = pairs.map(
-    ({ dense: { groups, inFeaturesPerGroup, outFeatures }, own }): PairSums => {
-      const kept = own.inFeaturesPerGroup;
-      return {
-        own: new GramAccumulator(groups, kept),
-        cross: new Float64Array(groups * inFeaturesPerGroup * kept),
-        mean: new Float64Array(groups * inFeaturesPerGroup),
-        sum: new Float64Array(outFeatures),
-        square: new Float64Array(outFeatures),
-      };
-    },
-  );
-  const session = await options.engine.open(tapped.graph);
-  try {
-    for (let batch = 0; batch < options.calibration.batches; batch++) {
-      options.signal.throwIfAborted();
-      const values = await session.run({
-        [DENSE + segment.inputName]: await readBorder(borders.dense, batch, options),
-        [segment.inputName]: await readBorder(borders.own, batch, options),
-      });
-      for (const [i, names] of tapped.outputs.entries()) addPair(sums[i]!, values, names);
-    }
-  } finally {
-    await session.release();
-  }
-  return sums.map(finishPair);
+): Promise<FitStatistics[]> {
+  const { dense, options, positions, count } = work;
+  const { graph: both, targets } = withTargets(dense, graph, segment, wave, options);
+  const steps = planSampling(wave, positions, count, true).map(({ step }) => step);
+  const taps = tapTargets(both, targets, steps, options.engine.gemm);
+  const feeds = async (batch: number) => ({
+    ...taps.feeds(batch),
+    [DENSE + segment.inputName]: await readBorder(borders.dense, batch, options),
+  });
+  await sweep(taps.graph, borders.own, options, (_, outputs) => taps.take(outputs), { feeds });
+  return taps.finish();
 }
 
-/** Names of all statistics of one pair. */
-interface PairOutputs {
-  readonly own: StatisticsOutputs;
-  readonly cross: CrossOutputs;
-  readonly sumName: string;
-  readonly squareName: string;
-}
-
-function pairGraph(
+/** The dense and the changed network over one segment, and the aims of some layers. */
+function withTargets(
   dense: Graph,
   graph: Graph,
   segment: Segment,
-  pairs: readonly LayerPair[],
-): { graph: Graph; outputs: readonly PairOutputs[] } {
-  const from = [segment.inputName];
-  const denseValues = pairs.flatMap(({ dense: l }) => [l.inputName, l.biasedOutputName]);
-  const ownValues = pairs.map(({ own }) => own.inputName);
-  const others = (names: readonly string[]) =>
-    [...new Set(names)].filter((name) => name !== segment.inputName);
-  const both = sideBySide(
-    extractSubgraph(dense, from, others(denseValues)),
-    withWeights(extractSubgraph(graph, from, others(ownValues)), graph, pairs),
-    DENSE,
-  );
-  const named = pairs.map(({ dense: layer, own }) => ({
-    dense: {
-      ...layer,
-      inputName: DENSE + layer.inputName,
-      biasedOutputName: DENSE + layer.biasedOutputName,
-    },
-    own,
-  }));
-  const statistics = appendStatistics(
-    both,
-    pairs.map(({ own }) => own),
-  );
-  const crossed = appendCrossStatistics(statistics.graph, named);
-  const moments = appendOutputMoments(
-    crossed.graph,
-    named.map(({ dense: layer }) => layer),
-  );
-  const outputs = pairs.map((_, i): PairOutputs => {
-    const { sumName, squareName } = moments.outputs[i]!;
-    const [own, cross] = [statistics.outputs[i]!, crossed.outputs[i]!];
-    return { own, cross, sumName, squareName };
+  wave: readonly PrunableLayer[],
+  options: RefitOptions,
+): { graph: Graph; targets: FitTarget[] } {
+  const known = new Set(dense.nodes.flatMap(({ outputs }) => outputs));
+  const blocks = options.stream ? findResidualBlocks(graph) : [];
+  const aims = wave.map((layer) => {
+    const block = blocks.find(
+      ({ branch, output }) => branch === layer.biasedOutputName && known.has(output),
+    );
+    return { layer, value: block?.output ?? layer.biasedOutputName, stream: block?.input ?? null };
   });
-  const names = new Set(
-    outputs.flatMap(({ own, cross, sumName, squareName }) => [
-      ...Object.values<string>({ ...own }),
-      ...Object.values<string>({ ...cross }),
-      sumName,
-      squareName,
-    ]),
-  );
-  return { graph: withOnlyOutputs(moments.graph, [...names]), outputs };
+  const from = [segment.inputName];
+  const others = (names: readonly (string | null)[]) =>
+    [...new Set(names)].filter((name) => name !== null && name !== segment.inputName) as string[];
+  const values = others(aims.map(({ value }) => value));
+  const own = others(aims.flatMap(({ layer, stream }) => [layer.inputName, stream]));
+  const first = extractSubgraph(dense, from, values);
+  const second = withWeights(extractSubgraph(graph, from, own), graph, wave);
+  const both = withOnlyOutputs(sideBySide(first, second, DENSE), []);
+  const nodes: Node[] = [];
+  const constants = new Map<string, Tensor>();
+  const targets = aims.map(({ layer, value, stream }, i): FitTarget => {
+    let target = DENSE + value;
+    const rows = options.places.get(layer.name)?.rows;
+    if (rows) {
+      constants.set(`taco_rows_${i}`, int64Tensor([rows.length], rows));
+      const axis = layer.opType === "Conv" ? 1 : -1;
+      nodes.push(node("Gather", [target, `taco_rows_${i}`], [`taco_aim_${i}`], { axis }));
+      target = `taco_aim_${i}`;
+    }
+    if (stream !== null) {
+      nodes.push(node("Sub", [target, stream], [`taco_rest_${i}`]));
+      target = `taco_rest_${i}`;
+    }
+    return { layer, target };
+  });
+  const initializers = new Map([...both.initializers, ...constants]);
+  return { graph: { ...both, nodes: [...both.nodes, ...nodes], initializers }, targets };
 }
 
-/** The statistics look at a layer's weights for their type. */
-function withWeights(part: Graph, graph: Graph, pairs: readonly LayerPair[]): Graph {
+/** The samples look at a layer's weights for their type. */
+function withWeights(part: Graph, graph: Graph, wave: readonly PrunableLayer[]): Graph {
   const initializers = new Map(part.initializers);
-  for (const { own } of pairs) {
-    const weight = graph.initializers.get(own.weightName);
-    if (weight) initializers.set(own.weightName, weight);
+  for (const { weightName } of wave) {
+    const weight = graph.initializers.get(weightName);
+    if (weight) initializers.set(weightName, weight);
   }
   return { ...part, initializers };
 }
 
-async function readBorder(
-  border: Border,
-  batch: number,
-  options: CompressEnvironment,
-): Promise<TensorValue> {
-  if (border.store === null) return options.calibration.read(batch);
-  return { data: await border.store.read(batch), dims: border.dims[batch]! };
-}
-
-function addPair(sums: PairSums, values: Record<string, TensorValue>, names: PairOutputs): void {
-  const read = (name: string): Float32Array => {
-    const data = values[name]?.data;
-    if (data instanceof Float32Array) return data;
-    throw new TypeError(`"${name}" is no float32 value of the network`);
-  };
-  const { own, cross, sumName, squareName } = names;
-  const count = Math.round(read(own.countName)[0] ?? 0);
-  sums.own.add(read(own.gramName), read(own.sumName), count);
-  addTo(sums.cross, read(cross.crossName));
-  addTo(sums.mean, read(cross.sumName));
-  addTo(sums.sum, read(sumName));
-  addTo(sums.square, read(squareName));
-}
-
-function addTo(total: Float64Array, values: Float32Array): void {
-  for (let i = 0; i < total.length; i++) total[i]! += values[i]!;
-}
-
-function finishPair({ own, cross, mean, sum, square }: PairSums): PairStatistics {
-  const { count } = own;
-  const outputMean = sum.map((s) => s / count);
-  return {
-    own: own.finish(),
-    cross: cross.map((value) => (2 * value) / count),
-    mean: mean.map((value) => value / count),
-    outputs: {
-      mean: outputMean,
-      variance: square.map((s, r) => Math.max(0, s / count - outputMean[r]! ** 2)),
-    },
-  };
-}
-
 async function fitLayer(
-  dense: Graph,
   graph: Graph,
-  layer: PrunableLayer,
-  statistics: PairStatistics,
+  name: string,
+  statistics: FitStatistics,
   options: RefitOptions,
 ): Promise<{ graph: Graph; loss: number }> {
-  const own = findPrunableLayers(graph).find(({ name }) => name === layer.name)!;
-  const place = options.places.get(layer.name);
-  const rows = place?.rows ?? Array.from({ length: layer.outFeatures }, (_, r) => r);
-  const target = pickRows(
-    Float64Array.from(readWeightMatrix(dense, layer)),
-    layer.inFeaturesPerGroup,
-    rows,
-  );
-  const start = Float64Array.from(readWeightMatrix(graph, own));
-  const withBias = takesBias(own);
-  const denseBias = pickRows(
-    Float64Array.from(readBias(dense, layer) ?? new Float32Array(layer.outFeatures)),
-    1,
-    rows,
-  );
-  const fit = await fitGroups(target, start, own, withBias, denseBias, statistics, options);
-  const outputs = {
-    mean: pickRows(statistics.outputs.mean, 1, rows),
-    variance: pickRows(statistics.outputs.variance, 1, rows),
-  };
+  const layer = findPrunableLayers(graph).find((found) => found.name === name)!;
+  const withBias = takesBias(layer);
+  const fit = await fitGroups(graph, layer, withBias, statistics, options);
   let energy = 0;
-  for (let r = 0; r < rows.length; r++) {
-    energy += outputs.variance[r]! + (withBias ? 0 : outputs.mean[r]! ** 2);
+  for (let r = 0; r < layer.outFeatures; r++) {
+    energy += statistics.variance[r]! + (withBias ? 0 : statistics.mean[r]! ** 2);
   }
   const weights = Float32Array.from(fit.weights);
   const bias = Float32Array.from(fit.bias);
-  if (withBias && options.correct !== false) {
-    const reached = await outputStatistics(weights, bias, statistics.own, options.engine.gemm);
-    foldAffine(weights, bias, statisticsCorrection(outputs, reached));
+  if (withBias && options.correct) {
+    const { inputs } = statistics;
+    const reached = await outputStatistics(weights, bias, inputs, options.engine.gemm);
+    foldAffine(weights, bias, statisticsCorrection(statistics, reached));
   }
-  let result = writeWeightMatrix(graph, own, weights);
-  if (withBias) result = writeBias(result, own, bias);
+  let result = writeWeightMatrix(graph, layer, weights);
+  if (withBias) result = writeBias(result, layer, bias);
   return { graph: result, loss: energy > 0 ? Math.max(0, 1 - fit.explained / energy) : 0 };
 }
 
 async function fitGroups(
-  target: Float64Array,
-  start: Float64Array,
-  own: PrunableLayer,
+  graph: Graph,
+  layer: PrunableLayer,
   withBias: boolean,
-  denseBias: Float64Array,
-  { own: gram, cross, mean }: PairStatistics,
+  { inputs, cross, mean }: FitStatistics,
   options: RefitOptions,
 ): Promise<{ weights: Float64Array; bias: Float64Array; explained: number }> {
-  const { groups, cols: kept } = gram;
-  const rows = own.outFeatures / groups;
-  const cols = mean.length / groups;
+  const { groups, cols } = inputs;
+  const rows = layer.outFeatures / groups;
+  const start = Float64Array.from(readWeightMatrix(graph, layer));
   const weights = new Float64Array(start.length);
-  const bias = denseBias.slice();
+  const bias = new Float64Array(layer.outFeatures);
   let explained = 0;
   for (let g = 0; g < groups; g++) {
     const part = (data: Float64Array, size: number) => data.subarray(g * size, (g + 1) * size);
-    const [x, ownX] = [part(mean, cols), part(gram.mean, kept)];
-    const H = part(gram.H, kept * kept);
-    const C = part(cross, cols * kept).slice();
+    const [y, x] = [part(mean, rows), part(inputs.mean, cols)];
+    const H = part(inputs.H, cols * cols);
+    const aim = part(cross, rows * cols).slice();
     if (withBias) {
-      for (let i = 0; i < C.length; i++) C[i]! -= 2 * x[Math.floor(i / kept)]! * ownX[i % kept]!;
+      for (let i = 0; i < aim.length; i++) aim[i]! -= 2 * y[Math.floor(i / cols)]! * x[i % cols]!;
     }
-    const W = part(target, rows * cols);
     const fitted = await affineRefit({
-      target: W,
+      aim,
+      start: part(start, rows * cols),
       rows,
       cols,
-      start: part(start, rows * kept),
-      kept,
-      cross: C,
-      gram: withBias ? centeredHessian(H, ownX) : H,
+      gram: withBias ? centeredHessian(H, x) : H,
       damping: options.damping,
       gemm: options.engine.gemm,
     });
-    weights.set(fitted.weights, g * rows * kept);
+    weights.set(fitted.weights, g * rows * cols);
     explained += fitted.explained;
-    if (!withBias) continue;
-    const own = part(bias, rows);
-    own.set(affineBias(own, W, x, fitted.weights, ownX));
+    if (withBias) part(bias, rows).set(affineBias(y, fitted.weights, x));
   }
   return { weights, bias, explained };
 }

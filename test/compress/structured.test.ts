@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { affineRefit } from "../../agent/compress/affine-refit.ts";
+import { affineRefit, aimOf } from "../../agent/compress/affine-refit.ts";
 import { factorHessian } from "../../agent/compress/damping.ts";
 import { centeredHessian } from "../../agent/compress/hessian.ts";
 import { eliminateUnits, prepareUnits } from "../../agent/compress/structured.ts";
@@ -115,11 +115,11 @@ test("structured: each step removes the unit that a search by brute force remove
 });
 
 test("structured: more columns than are gathered between two updates, by an injected product too", async () => {
-  const { W, rows, cols, H } = randomLayer(24, 460, 900, 8);
+  const { W, rows, cols, H } = randomLayer(12, 370, 500, 8);
   const columns = unitsOf(cols, 1);
   const consumer = { weights: W, rows, cols, H, columns };
   const exact = await eliminateUnits([await prepareUnits(consumer, 0.01)]);
-  for (const removed of [100, 230, 459]) {
+  for (const removed of [100, 369]) {
     const K = exact.order.slice(removed);
     const damped = await dampedOf(H, cols, 0.01);
     const expected = bestLoss(W, rows, cols, damped, K).loss / energyOf(W, rows, cols, damped);
@@ -128,7 +128,7 @@ test("structured: more columns than are gathered between two updates, by an inje
   const single = await eliminateUnits([await prepareUnits(consumer, 0.01, referenceGemm)], {
     gemm: referenceGemm,
   });
-  for (const removed of [100, 230, 400]) {
+  for (const removed of [100, 300]) {
     const [a, b] = [single.losses[removed]!, exact.losses[removed]!];
     assert.ok(Math.abs(a - b) < 2e-3 * b, `${removed}: ${a} in single precision, ${b} in double`);
   }
@@ -148,12 +148,10 @@ test("structured: survivors of the elimination are the closed-form refit", async
   const gram = submatrix(H, cols, K, K);
   const meanDiagonal = K.reduce((sum, j) => sum + H[j * (cols + 1)]!, 0) / K.length;
   const { weights } = await affineRefit({
-    target: W,
-    rows,
-    cols,
+    aim: await aimOf(W, rows, submatrix(H, cols, all, K)),
     start: columnsOf(W, rows, cols, K),
-    kept: K.length,
-    cross: submatrix(H, cols, all, K),
+    rows,
+    cols: K.length,
     gram,
     damping: lambda / meanDiagonal,
   });
