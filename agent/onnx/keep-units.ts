@@ -1,7 +1,8 @@
 import { type ChannelGroup, type ChannelSize, findChannelGroups } from "./channel-groups.ts";
-import type { Attribute, Graph, Node } from "./graph.ts";
-import { freeName } from "./query.ts";
-import { int64Tensor, integersOf, type Tensor } from "./tensor.ts";
+import { removeDeadCode } from "./dead-code.ts";
+import type { Graph, Node } from "./graph.ts";
+import { describe, freeName, readsOf } from "./query.ts";
+import { DataType, int64Tensor, integersOf, type Tensor } from "./tensor.ts";
 
 /**
  * The graph with only some units of a group: an exact cut of everything that belongs to the other
@@ -42,7 +43,7 @@ function fitting(graph: Graph, group: ChannelGroup): ChannelGroup {
     }) &&
     group.sizes.every((size) => {
       const node = nodes.get(size.node);
-      return node !== undefined && heldValue(graph, node, size) === size.values[size.at];
+      return node !== undefined && heldValues(graph, node, size)[size.at] === size.values[size.at];
     });
   if (fits) return group;
   const { groups } = findChannelGroups(graph);
@@ -55,40 +56,48 @@ function fitting(graph: Graph, group: ChannelGroup): ChannelGroup {
   return again;
 }
 
-/** undefined where the list is not there; a list computed by nodes is what it was. */
-function heldValue(graph: Graph, node: Node, size: ChannelSize): number | undefined {
-  if (typeof size.holder === "string") {
-    const attribute = node.attributes.get(size.holder);
-    if (attribute?.type === "int") return attribute.value;
-    return attribute?.type === "ints" ? attribute.value[size.at] : undefined;
+/** The numbers of a list now; where nodes compute them from constants, what they always are. */
+function heldValues(graph: Graph, node: Node, { holder, values }: ChannelSize): readonly number[] {
+  if (typeof holder === "string") {
+    const attribute = node.attributes.get(holder);
+    if (attribute?.type === "int") return [attribute.value];
+    return attribute?.type === "ints" ? attribute.value : values;
   }
-  const tensor = graph.initializers.get(node.inputs[size.holder] ?? "");
-  return tensor ? integersOf(tensor)?.[size.at] : size.values[size.at];
+  const tensor = graph.initializers.get(node.inputs[holder] ?? "");
+  return (tensor && integersOf(tensor)) ?? values;
 }
 
 /** What happens to one input of one node. */
 interface InputEdit {
-  readonly node: string;
+  readonly node: Node;
   readonly input: number;
   /** Places to take out, by axis. */
   readonly drop: Map<number, Set<number>>;
-  /** New numbers of an integer list, or null. */
+  /** New numbers of a list of sizes, or null. */
   values: number[] | null;
 }
 
+/** What happens to the lists of one node that are attributes. */
+type AttributeEdits = Map<string, number[]>;
+
 interface Edits {
-  readonly inputs: ReadonlyMap<string, InputEdit>;
-  /** New attributes, by node. */
-  readonly attributes: ReadonlyMap<string, ReadonlyMap<string, Attribute>>;
+  readonly inputs: readonly InputEdit[];
+  /** By first output of the node. */
+  readonly attributes: ReadonlyMap<string, AttributeEdits>;
 }
 
 function editsOf(graph: Graph, group: ChannelGroup, removed: readonly number[]): Edits {
   const nodes = new Map(graph.nodes.map((node) => [node.outputs[0]!, node]));
   const inputs = new Map<string, InputEdit>();
-  const attributes = new Map<string, Map<string, Attribute>>();
-  const edit = (node: string, input: number): InputEdit => {
-    const key = JSON.stringify([node, input]);
-    const found = inputs.get(key) ?? { node, input, drop: new Map(), values: null };
+  const attributes = new Map<string, AttributeEdits>();
+  const edit = (name: string, input: number): InputEdit => {
+    const key = `${name} ${input}`;
+    const found = inputs.get(key) ?? {
+      node: nodes.get(name)!,
+      input,
+      drop: new Map<number, Set<number>>(),
+      values: null,
+    };
     inputs.set(key, found);
     return found;
   };
@@ -100,99 +109,133 @@ function editsOf(graph: Graph, group: ChannelGroup, removed: readonly number[]):
   }
   for (const size of group.sizes) {
     const less = removed.reduce((sum, u) => sum + size.less[u]!, 0);
+    const now = () => [...heldValues(graph, nodes.get(size.node)!, size)];
+    let values: number[];
     if (typeof size.holder === "number") {
       const found = edit(size.node, size.holder);
-      found.values ??= [...size.values];
-      found.values[size.at] = size.values[size.at]! - less;
+      values = found.values ??= now();
     } else {
-      const own = attributes.get(size.node) ?? new Map<string, Attribute>();
-      const old = own.get(size.holder) ?? nodes.get(size.node)!.attributes.get(size.holder)!;
-      own.set(size.holder, lessened(old, size.at, less));
-      attributes.set(size.node, own);
+      const own = attributes.get(size.node) ?? new Map<string, number[]>();
+      values = own.get(size.holder) ?? now();
+      attributes.set(size.node, own.set(size.holder, values));
     }
+    values[size.at] = values[size.at]! - less;
   }
-  return { inputs, attributes };
-}
-
-function lessened(attribute: Attribute, at: number, less: number): Attribute {
-  if (attribute.type === "int") return { type: "int", value: attribute.value - less };
-  if (attribute.type !== "ints") throw new RangeError(`expected integers, got ${attribute.type}`);
-  return { type: "ints", value: attribute.value.map((v, i) => (i === at ? v - less : v)) };
+  return { inputs: [...inputs.values()], attributes };
 }
 
 /**
  * Writes the edits. An initializer all of whose readers want the same keeps its name; otherwise
  * those that shrink get a copy of their own.
  */
-function applyEdits(graph: Graph, edits: Edits): Graph {
+function applyEdits(graph: Graph, { inputs, attributes }: Edits): Graph {
   const initializers = new Map(graph.initializers);
   const readers = countReaders(graph);
-  const nodeOf = new Map(graph.nodes.map((node) => [node.outputs[0]!, node]));
-  const byWish = new Map<string, InputEdit[]>();
-  for (const edit of edits.inputs.values()) {
-    const name = nodeOf.get(edit.node)!.inputs[edit.input]!;
-    const drop = [...edit.drop].map(([axis, places]) => [axis, [...places].sort((a, b) => a - b)]);
-    const wish = JSON.stringify([name, drop, edit.values]);
-    byWish.set(wish, [...(byWish.get(wish) ?? []), edit]);
-  }
-  const renamed = new Map<string, Map<number, string>>();
+  const names = new Map<string, Map<number, string>>();
   const taken = new Set<string>();
-  for (const same of byWish.values()) {
-    const [first] = same;
-    const name = nodeOf.get(first!.node)!.inputs[first!.input]!;
+  for (const same of sameWishes(inputs)) {
+    const first = same[0]!;
+    const name = first.node.inputs[first.input] ?? "";
     const old = graph.initializers.get(name);
-    const tensor = edited(old, first!);
     const own = old !== undefined && readers.get(name) === same.length;
-    const target = own ? name : freeName(graph, `${name}_kept`, taken);
+    const base = name === "" ? `${first.node.outputs[0]}_sizes` : `${name}_kept`;
+    const target = own ? name : freeName(graph, base, taken);
     taken.add(target);
-    initializers.set(target, tensor);
+    initializers.set(target, edited(old, first));
     for (const { node, input } of same) {
-      renamed.set(node, (renamed.get(node) ?? new Map<number, string>()).set(input, target));
+      const key = node.outputs[0]!;
+      names.set(key, (names.get(key) ?? new Map<number, string>()).set(input, target));
     }
   }
-  const nodes = graph.nodes.map((node): Node => {
-    const names = renamed.get(node.outputs[0]!);
-    const own = edits.attributes.get(node.outputs[0]!);
-    if (!names && !own) return node;
-    const inputs = node.inputs.map((name, i) => names?.get(i) ?? name);
-    return { ...node, inputs, attributes: new Map([...node.attributes, ...(own ?? [])]) };
+  const nodes = graph.nodes.map((node) => {
+    const key = node.outputs[0]!;
+    return editedNode(node, names.get(key), attributes.get(key));
   });
-  // Stated shapes are those of the whole network, and only ever a help to readers.
-  return { ...graph, nodes, initializers, valueInfos: new Map() };
+  // Stated shapes are those of the whole network, and only ever a help to readers. Nodes that
+  // computed a list of sizes from constants are dead now.
+  return removeDeadCode({ ...graph, nodes, initializers, valueInfos: new Map() });
+}
+
+/** Edits that turn the same constant into the same other one. */
+function sameWishes(edits: readonly InputEdit[]): InputEdit[][] {
+  const wishes = new Map<string, InputEdit[]>();
+  for (const edit of edits) {
+    const name = edit.node.inputs[edit.input] ?? "";
+    const drop = [...edit.drop].map(([axis, places]) => [axis, [...places].sort((a, b) => a - b)]);
+    // A list that is not there yet is nobody else's.
+    const wish = JSON.stringify([name || edit.node.outputs[0], drop, edit.values]);
+    wishes.set(wish, [...(wishes.get(wish) ?? []), edit]);
+  }
+  return [...wishes.values()];
+}
+
+function editedNode(
+  node: Node,
+  names: ReadonlyMap<number, string> | undefined,
+  lists: AttributeEdits | undefined,
+): Node {
+  if (!names && !lists) return node;
+  const inputs = [...node.inputs];
+  for (const [input, name] of names ?? []) inputs[input] = name;
+  const attributes = new Map(node.attributes);
+  for (const [name, values] of lists ?? []) {
+    const single = node.attributes.get(name)?.type === "int";
+    attributes.set(
+      name,
+      single ? { type: "int", value: values[0]! } : { type: "ints", value: values },
+    );
+  }
+  // Stated sizes and a number of equal parts exclude each other.
+  if (node.opType === "Split" && names?.has(1)) attributes.delete("num_outputs");
+  return { ...node, inputs, attributes };
 }
 
 function countReaders(graph: Graph): Map<string, number> {
   const readers = new Map<string, number>();
   for (const node of graph.nodes) {
-    for (const name of node.inputs) readers.set(name, (readers.get(name) ?? 0) + 1);
+    const captured = readsOf(node).filter((name) => !node.inputs.includes(name));
+    for (const name of [...node.inputs, ...captured]) {
+      readers.set(name, (readers.get(name) ?? 0) + 1);
+    }
   }
   return readers;
 }
 
-function edited(old: Tensor | undefined, { drop, values, node }: InputEdit): Tensor {
-  if (values) return int64Tensor(old?.dims ?? [values.length], values);
-  if (old === undefined) throw new RangeError(`"${node}" does not read a constant where it did`);
+function edited(old: Tensor | undefined, { drop, values, node, input }: InputEdit): Tensor {
+  if (values) {
+    if (old?.dataType !== DataType.INT32) return int64Tensor(old?.dims ?? [values.length], values);
+    return { ...old, data: Int32Array.from(values) };
+  }
+  if (old === undefined) {
+    throw new RangeError(`${describe(node)} does not read a constant at input ${input}`);
+  }
   let tensor = old;
-  for (const [axis, places] of drop) tensor = without(tensor, axis, places);
+  for (const [axis, places] of drop) tensor = without(tensor, axis, places, node);
   return tensor;
 }
 
 /** A tensor without some places of one axis. */
-function without(tensor: Tensor, axis: number, places: ReadonlySet<number>): Tensor {
+function without(tensor: Tensor, axis: number, places: ReadonlySet<number>, reader: Node): Tensor {
   const { dims, data } = tensor;
   const size = dims[axis]!;
   const inner = dims.slice(axis + 1).reduce((a, b) => a * b, 1);
   const outer = dims.slice(0, axis).reduce((a, b) => a * b, 1);
   const kept = Array.from({ length: size }, (_, i) => i).filter((i) => !places.has(i));
-  const shrunk = [...dims.slice(0, axis), kept.length, ...dims.slice(axis + 1)];
+  if (kept.length === 0) {
+    throw new RangeError(`${describe(reader)} would keep no channel: keep one that it reads`);
+  }
   const result = data.slice(0, outer * kept.length * inner);
   let at = 0;
   for (let o = 0; o < outer; o++) {
     for (const i of kept) {
       const from = (o * size + i) * inner;
-      result.set(data.subarray(from, from + inner) as never, at);
+      for (let k = 0; k < inner; k++) result[at + k] = data[from + k]!;
       at += inner;
     }
   }
-  return { ...tensor, dims: shrunk, data: result };
+  return {
+    ...tensor,
+    dims: [...dims.slice(0, axis), kept.length, ...dims.slice(axis + 1)],
+    data: result,
+  };
 }

@@ -19,9 +19,7 @@ export async function folded(graph: Graph): Promise<Graph> {
     const feeds = { [graph.inputs[0]!.name]: randomInput(batchDims(graph, batch), 1) };
     const results = await runGraph(withOnlyOutputs(graph, names), feeds);
     const tensors = Object.entries(results).flatMap(([name, { data, dims }]) =>
-      (data as unknown) instanceof BigInt64Array
-        ? [[name, int64Tensor(dims, data)] as const]
-        : [],
+      (data as unknown) instanceof BigInt64Array ? [[name, int64Tensor(dims, data)] as const] : [],
     );
     measured.push(new Map(tensors));
   }
