@@ -18,6 +18,7 @@ import { node } from "../onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../onnx/graph.ts";
 import { readHead } from "../onnx/head.ts";
 import { countParameters } from "../onnx/initializers.ts";
+import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
 import { DataType, floatTensor } from "../onnx/tensor.ts";
 import { makeKnownAnswers } from "../runtime/known-answers.ts";
 import { openSession } from "../runtime/session.ts";
@@ -284,7 +285,7 @@ class Run {
     const { plan, predictedLatencyRatio } = await this.#built(index);
     const model = withLinearHead(graph, head);
     const { nonzero } = countParameters(model);
-    const bytes = writeGraph(model).length;
+    const bytes = writeGraph(toSparseInitializers(model)).length;
     if (index === 0) {
       return {
         index,
@@ -528,7 +529,7 @@ class Run {
     built: Built | null,
   ): Promise<{ file: Uint8Array; parameters: number; nonzero: number; bytes: number }> {
     const { spec, log } = this.#context;
-    const file = writeGraph(graph);
+    const file = writeGraph(toSparseInitializers(graph));
     const { classes } = this.#loaded().pictures;
     const { preprocessing } = spec.generalist;
     const size = built?.plan.inputSize ?? null;
