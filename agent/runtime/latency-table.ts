@@ -53,6 +53,11 @@ export interface MeasureOptions {
   readonly atOnce?: number;
   /** Time that one group of jobs may take, in milliseconds; default 4000. */
   readonly limitMs?: number;
+  /**
+   * Takes its turn in every group: figures of a group in which it was slower than ever are lowered
+   * by as much, so that groups measured while the machine was busy compare with the others.
+   */
+  readonly reference?: LatencyJob;
   readonly signal: AbortSignal;
 }
 
@@ -126,16 +131,20 @@ export class LatencyTable {
 
   /** Measures the jobs that the table does not know yet, by turns, and keeps the table. */
   async measure(jobs: readonly LatencyJob[], options: MeasureOptions): Promise<void> {
-    const { atOnce = DEFAULT_AT_ONCE, signal } = options;
+    const { atOnce = DEFAULT_AT_ONCE, signal, reference } = options;
     const missing = new Map<string, LatencyJob>();
     for (const job of jobs) if (!this.#entries.has(job.key)) missing.set(job.key, job);
     const all = [...missing.values()];
     for (let start = 0; start < all.length; start += atOnce) {
       signal.throwIfAborted();
       const group = all.slice(start, start + atOnce);
-      const figures = await measureGroup(group, options);
+      const [first, ...figures] = reference
+        ? await measureGroup([reference, ...group], options)
+        : [1, ...(await measureGroup(group, options))];
+      const best = reference ? Math.min(first!, this.get(reference.key) ?? first!) : 1;
+      if (reference) this.#entries.set(reference.key, best);
       group.forEach(({ key }, i) => {
-        this.#entries.set(key, figures[i]!);
+        this.#entries.set(key, (figures[i]! * best) / first!);
       });
     }
     if (all.length > 0) await this.#save();

@@ -42,6 +42,20 @@ test("latency table: hiccups and a busy spell do not get into the figure", async
   assert.equal(table.get("steady"), 20);
 });
 
+test("latency table: a group measured on a busy machine is put right by the reference", async () => {
+  const table = await LatencyTable.open(null, MACHINE, LOG);
+  let load = 1;
+  const reference = job("reference", () => 4 * load).made;
+  const block = (key: string) => job(key, () => 10 * load).made;
+  await table.measure([block("calm")], { signal, reference });
+  load = 1.7;
+  await table.measure([block("busy")], { signal, reference });
+  assert.ok(Math.abs(table.get("busy")! - table.get("calm")!) < 1e-9);
+  load = 0.5;
+  await table.measure([block("fast")], { signal, reference });
+  assert.deepEqual([table.get("fast"), table.get("reference")], [5, 2]);
+});
+
 test("latency table: measures what it does not know, once, and closes all it opened", async () => {
   const path = join(dir, "kept", "table.json");
   const open = { count: 0, most: 0 };
