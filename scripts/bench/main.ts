@@ -1,5 +1,6 @@
 import { cpus, totalmem } from "node:os";
 import { Command } from "commander";
+import { benchBreadth } from "./breadth.ts";
 import { benchServing } from "./serving.ts";
 import { benchSpecialize } from "./specialize.ts";
 import { benchSpeed } from "./speed.ts";
@@ -13,6 +14,7 @@ const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   station: () => benchStation(),
   specialize: () => benchSpecialize(),
   speed: () => benchSpeed(),
+  breadth: () => benchBreadth(),
 };
 
 const program = new Command("bench")
