@@ -67,5 +67,8 @@ function* weightsOf(graph: Graph): Generator<{ tensor: Tensor; zero: number }> {
 
 /** @throws {TypeError} for a tensor of anything but numbers. */
 function numbersOf(tensor: Tensor): ArrayLike<number> & Iterable<number> {
+  const { data } = tensor;
+  // The common type of quantized weights needs no copy.
+  if (data instanceof Int8Array) return data;
   return integersOf(tensor) ?? toFloat32(tensor);
 }

@@ -62,10 +62,16 @@ export interface BreadthSubject {
  * quantized, written, loaded again and run at batches of one and two. Each cell holds figures or
  * the reason for a refusal.
  *
+ * The full-size networks take most of the time: 4608 columns of a layer cost minutes to solve.
+ *
  * @param names networks to try; all by default.
+ * @param methods how; all by default.
  * @returns `skipped` with the reason where the bench data is absent.
  */
-export async function benchBreadth(names?: readonly string[]): Promise<object> {
+export async function benchBreadth(
+  names?: readonly string[],
+  methods: readonly string[] = METHODS,
+): Promise<object> {
   if (!existsSync(join(ROOT, "graphs"))) {
     return { skipped: "the bench data is not beside this checkout (../shared/bench)" };
   }
@@ -74,7 +80,7 @@ export async function benchBreadth(names?: readonly string[]): Promise<object> {
     if (names && !names.includes(name)) continue;
     process.stderr.write(`  ${name} …\n`);
     const start = performance.now();
-    const cells = await breadthOf(await open());
+    const cells = await breadthOf(await open(), methods);
     table[name] = { ...cells, seconds: seconds(start), peakMemoryBytes: peakMemory() };
   }
   return { calibrationPictures: CALIBRATION_PICTURES, heldBackPictures: HELD_BACK_PICTURES, table };
