@@ -16,6 +16,7 @@ import {
   withMaskedConsumers,
 } from "./channel-cuts.helpers.ts";
 import { folded } from "./folded-graph.helpers.ts";
+import { randomNetwork } from "./random-networks.helpers.ts";
 import { randomValues } from "./run-graph.helpers.ts";
 
 /** Constants of a small network: shapes get random values, lists become int64. */
@@ -525,6 +526,22 @@ test("cut: a group found before a layer was given a bias is found anew", async (
     biased = writeBias(biased, layer, randomValues(6, 9));
   }
   await assertCutEqualsMask(biased, groups, { share: 0.5 });
+});
+
+test("cut: in networks of random wiring, every group cut equals every group masked", async () => {
+  const found = { internal: 0, heads: 0, residual: 0 };
+  for (let seed = 1; seed <= 40; seed++) {
+    const graph = randomNetwork(seed);
+    const { groups } = findChannelGroups(graph);
+    for (const { kind } of groups) found[kind]++;
+    await assertCutEqualsMask(graph, groups, {
+      share: 0.75,
+      seed,
+      batches: [2],
+      sameStructure: false,
+    });
+  }
+  assert.ok(found.internal > 100 && found.residual > 10, JSON.stringify(found));
 });
 
 test("cut: units must be ascending, within the group and at least one", () => {
