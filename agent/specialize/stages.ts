@@ -1,6 +1,7 @@
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
+import { measureOf } from "../aim.ts";
 import { readPicture } from "../data/picture.ts";
 import { messageOf } from "../errors.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
@@ -44,6 +45,7 @@ import {
   headSchema,
 } from "./front.ts";
 import { compareLatency } from "./graph-latency.ts";
+import { gridOfPlans } from "./grid.ts";
 import { loadNetwork, type Network } from "./network.ts";
 import type { CachedPicture } from "./picture-cache.ts";
 import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
@@ -176,7 +178,7 @@ class Run {
     await writeJsonAtomic(this.#work("dense-score.json"), { expectedAccuracy, loss });
   }
 
-  /** Finds the plans that are worth building: the stated one, or the front of a search. */
+  /** Lists the plans to build: the stated one, or those that a search tries. */
   async search(): Promise<void> {
     const { spec } = this.#context;
     const method = parseMethod(spec.options.method);
@@ -185,6 +187,10 @@ class Run {
     if (method.kind === "fixed" && !changesNothing(method)) {
       const { plan } = planOf(method, network.backbone);
       plans.push({ plan, predictedLatencyRatio: null });
+    } else if (method.kind === "auto") {
+      const { preprocessing } = spec.generalist;
+      const grid = gridOfPlans(network.backbone, measureOf(spec.options.aim), preprocessing);
+      plans.push(...grid.map((plan) => ({ plan, predictedLatencyRatio: null })));
     }
     await writeJsonAtomic(this.#work("plans.json"), plans);
   }
@@ -197,8 +203,14 @@ class Run {
     const left = method.kind === "fixed" ? planOf(method, network.backbone).refused : [];
     const dense: Built = { plan: NO_CHANGE, predictedLatencyRatio: 1, reports: [], refused: [] };
     await this.#writeBuilt(0, network.backbone, dense);
+    const start = performance.now();
+    const seconds = this.#searches()
+      ? this.#context.spec.options.searchSeconds
+      : Number.POSITIVE_INFINITY;
     for (const [at, planned] of plans.entries()) {
       if ((await this.#readBuilt(at + 1)) !== undefined) continue;
+      // The likeliest come first, so what there is no time for is missed least.
+      if (at > 0 && (performance.now() - start) / 1000 > seconds) break;
       const { graph, reports, refused } = await this.#build(planned.plan, at, plans.length);
       await this.#writeBuilt(at + 1, graph, {
         ...planned,
@@ -215,6 +227,7 @@ class Run {
     const plans = v.parse(plansFile, await readJsonIfExists(this.#work("plans.json")));
     const points = [await this.#point(0, network.backbone, await this.#readHead(0), null)];
     for (const at of plans.keys()) {
+      if ((await this.#readBuilt(at + 1)) === undefined) break;
       const { graph, plan } = await this.#built(at + 1);
       const features = await this.#featuresOf(graph, plan.inputSize, "head-refit");
       const head = await this.#fit(features);
