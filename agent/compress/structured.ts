@@ -316,7 +316,12 @@ function compact(matrix: Float64Array, size: number, kept: readonly number[]): F
   return matrix.subarray(0, n * n);
 }
 
-/** `matrix − left·rightᵀ`, in place. */
+/** Rows of a downdate that are computed at once, so that no product is as large as the matrix. */
+const PANEL = 256;
+/** Tile of {@link subtractMirrored}: rows and columns of both triangles stay in cache. */
+const TILE = 32;
+
+/** `matrix − left·rightᵀ`, symmetric, in place: the lower triangle by panels, and its mirror. */
 async function downdated(
   matrix: Float64Array,
   n: number,
@@ -325,9 +330,34 @@ async function downdated(
   depth: number,
   gemm?: Gemm,
 ): Promise<Float64Array> {
-  if (n === 0) return matrix;
-  const operand = prepareOperand(right, n, depth, n, gemm);
-  const product = await multiplyPrepared(left, n, operand, gemm);
-  for (let i = 0; i < product.length; i++) matrix[i]! -= product[i]!;
+  for (let row = 0; row < n; row += PANEL) {
+    const end = Math.min(n, row + PANEL);
+    const operand = prepareOperand(right.subarray(0, end * depth), end, depth, end - row, gemm);
+    const panel = left.subarray(row * depth, end * depth);
+    const product = await multiplyPrepared(panel, end - row, operand, gemm);
+    subtractMirrored(matrix, n, row, end, product);
+  }
   return matrix;
+}
+
+/** Rows `from` to `to` of a lower triangle less `product`, and the same above the diagonal. */
+function subtractMirrored(
+  matrix: Float64Array,
+  n: number,
+  from: number,
+  to: number,
+  product: Float64Array,
+): void {
+  for (let j0 = 0; j0 < to; j0 += TILE) {
+    for (let i0 = from; i0 < to; i0 += TILE) {
+      for (let i = i0; i < Math.min(i0 + TILE, to); i++) {
+        const end = Math.min(j0 + TILE, i + 1);
+        for (let j = j0; j < end; j++) {
+          const value = matrix[i * n + j]! - product[(i - from) * to + j]!;
+          matrix[i * n + j] = value;
+          matrix[j * n + i] = value;
+        }
+      }
+    }
+  }
 }
