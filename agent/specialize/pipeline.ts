@@ -1,5 +1,6 @@
 import { AgentError } from "../errors.ts";
 import { type FixedMethod, formatPattern, parseMethod } from "../method.ts";
+import { replaceSwish } from "../onnx/activations.ts";
 import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
@@ -52,6 +53,7 @@ export async function applyPlan(
     const keep = ({ id, units }: ChannelGroup) => plan.widths[id] ?? units;
     pass(await narrowNetwork(graph, { ...environment, include, keep }));
   }
+  if (plan.activations !== "keep") graph = replaceSwish(graph, plan.activations);
   if (Object.keys(plan.sparsity).length > 0) {
     const patterns = new Map(
       Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
