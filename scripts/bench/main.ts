@@ -1,5 +1,6 @@
 import { cpus, totalmem } from "node:os";
 import { Command } from "commander";
+import { benchBaselines } from "./baselines.ts";
 import { benchBreadth } from "./breadth.ts";
 import { benchServing } from "./serving.ts";
 import { benchSpecialize } from "./specialize.ts";
@@ -14,6 +15,7 @@ const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   station: () => benchStation(),
   specialize: () => benchSpecialize(),
   speed: () => benchSpeed(),
+  baselines: () => benchBaselines(),
   breadth: () => benchBreadth(),
 };
 
