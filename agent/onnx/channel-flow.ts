@@ -34,7 +34,7 @@ export interface LabeledConstant {
 }
 
 /** A number that counts channels: it shrinks by the number of `labels` that go. */
-export interface LabeledSize {
+interface LabeledSize {
   readonly node: string;
   /** Position of the input that holds it, or name of the attribute. */
   readonly holder: number | string;
@@ -46,7 +46,7 @@ export interface LabeledSize {
 }
 
 /** A Reshape that cuts channels into several axes, of which one can shrink. */
-export interface ChannelSplit {
+interface ChannelSplit {
   /** First output of the Reshape. */
   readonly node: string;
   readonly options: number;

@@ -8,7 +8,7 @@ import { findPrunableLayers, type PrunableLayer } from "./prunable-layers.ts";
  * places `indices[u]` belong to unit u. Named by its reader, because several nodes may read one
  * initializer of which only some readers shrink.
  */
-export interface ChannelSlice {
+interface ChannelSlice {
   /** First output of the reading node, and the position among its inputs. */
   readonly node: string;
   readonly input: number;

@@ -93,9 +93,8 @@ export async function assertCutEqualsMask(
   groups.forEach((group, i) => {
     cutMasked = keepUnits(cutMasked, group, someUnits(group, share, seed + i));
   });
-  for (const batch of batches) {
-    assert.ok((await outputDifference(masked, cut, batch)) < 1e-4);
-  }
+  // The two cut graphs have the same shapes: one batch size for each checks both sizes.
+  assert.ok((await outputDifference(masked, cut, batches.at(-1)!)) < 1e-4);
   assert.ok((await outputDifference(masked, cutMasked, batches[0]!)) < 1e-4);
   // A group of a grouped convolution, or a part of a Slice, of which one is left is another
   // structure, with other units.

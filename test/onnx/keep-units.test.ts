@@ -530,7 +530,7 @@ test("cut: a group found before a layer was given a bias is found anew", async (
 
 test("cut: in networks of random wiring, every group cut equals every group masked", async () => {
   const found = { internal: 0, heads: 0, residual: 0 };
-  for (let seed = 1; seed <= 40; seed++) {
+  for (let seed = 1; seed <= 25; seed++) {
     const graph = randomNetwork(seed);
     const { groups } = findChannelGroups(graph);
     for (const { kind } of groups) found[kind]++;
@@ -541,7 +541,7 @@ test("cut: in networks of random wiring, every group cut equals every group mask
       sameStructure: false,
     });
   }
-  assert.ok(found.internal > 100 && found.residual > 10, JSON.stringify(found));
+  assert.ok(found.internal > 75 && found.residual > 10, JSON.stringify(found));
 });
 
 test("cut: units must be ascending, within the group and at least one", () => {
