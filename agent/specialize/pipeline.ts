@@ -1,12 +1,13 @@
 import { AgentError } from "../errors.ts";
 import { type FixedMethod, formatPattern, parseMethod } from "../method.ts";
-import { replaceSwish } from "../onnx/activations.ts";
 import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
+import { swapActivations } from "./activation-swap.ts";
 import { type CompressOptions, compressNetwork } from "./compress-network.ts";
 import type { CompressionPlan } from "./compression-plan.ts";
+import { dropBlocks } from "./drop-blocks.ts";
 import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./environment.ts";
 import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
 import { narrowNetwork } from "./narrow-network.ts";
@@ -48,12 +49,16 @@ export async function applyPlan(
     reports.push(...result.reports);
     refused.push(...result.refused);
   };
+  const { droppedBlocks: blocks } = plan;
+  if (blocks.length > 0) pass(await dropBlocks(graph, { ...environment, blocks }));
   if (Object.keys(plan.widths).length > 0) {
     const include = ({ id }: ChannelGroup) => plan.widths[id] !== undefined;
     const keep = ({ id, units }: ChannelGroup) => plan.widths[id] ?? units;
     pass(await narrowNetwork(graph, { ...environment, include, keep }));
   }
-  if (plan.activations !== "keep") graph = replaceSwish(graph, plan.activations);
+  if (plan.activations !== "keep") {
+    pass(await swapActivations(graph, { ...environment, replacement: plan.activations }));
+  }
   if (Object.keys(plan.sparsity).length > 0) {
     const patterns = new Map(
       Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
