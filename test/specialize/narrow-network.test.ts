@@ -11,7 +11,10 @@ import type { Graph } from "../../agent/onnx/graph.ts";
 import { countParameters } from "../../agent/onnx/initializers.ts";
 import { keepUnits } from "../../agent/onnx/keep-units.ts";
 import { findPrunableLayers } from "../../agent/onnx/prunable-layers.ts";
+import { dropBlock, findResidualBlocks } from "../../agent/onnx/residual-blocks.ts";
+import { withOnlyOutputs } from "../../agent/onnx/subgraph.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
+import { dropBlocks, measureBlocks } from "../../agent/specialize/drop-blocks.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
 import { measureGroups, stitch } from "../../agent/specialize/group-tables.ts";
@@ -171,7 +174,7 @@ test("narrow: fitting on the inputs of the narrowed network is better than on th
   const fresh = calibrationOf(3, PICTURES, 9);
   let ours = 0;
   let parallel = 0;
-  for (const seed of [3, 4, 5]) {
+  for (const seed of [3, 4]) {
     const dense = residualNetwork(seed);
     const tables = await measureGroups(dense, environment(calibration));
     const keep = new Map(
@@ -191,7 +194,7 @@ test("narrow: fitting on the inputs of the narrowed network is better than on th
     parallel += await outputError(dense, stitched, fresh);
     ours += await outputError(dense, graph, fresh);
   }
-  assert.ok(ours < 0.95 * parallel, `${ours / 3} against ${parallel / 3}`);
+  assert.ok(ours < 0.95 * parallel, `${ours / 2} against ${parallel / 2}`);
 });
 
 test("narrow: nothing changes where everything is kept", async () => {
@@ -235,7 +238,7 @@ test("tables: a stitched network does what its losses say, and refits are used a
   const table = tables.groups.find(({ group }) => group.id === "h" || group.id === "m")!;
   for (const count of [30, 20, 8]) {
     const graph = await stitch(dense, tables, new Map([[table.group.id, count]]));
-    const error = await outputError(centered(dense, graph), graph, calibration);
+    const error = await outputError(dense, graph, calibration);
     assert.ok(error >= 0);
     const refits = tables.refits.size;
     await stitch(dense, tables, new Map([[table.group.id, count]]));
@@ -249,10 +252,6 @@ test("tables: a stitched network does what its losses say, and refits are used a
   await tables.dispose();
   assert.deepEqual(readdirSync(workDir), []);
 });
-
-function centered(dense: Graph, _: Graph): Graph {
-  return dense;
-}
 
 test("tables: one picture gives numbers, and a network that still runs", async () => {
   const dense = residualNetwork();
@@ -280,4 +279,81 @@ test("narrow: an abort ends it with the signal's reason and leaves no files", as
   });
   await assert.rejects(work, reason);
   assert.deepEqual(readdirSync(workDir), []);
+});
+
+test("blocks: what a block costs is what the stream lacks without it, channel by channel", async () => {
+  const dense = residualNetwork();
+  const calibration = calibrationOf(3, PICTURES);
+  const tables = await measureBlocks(dense, environment(calibration));
+  assert.deepEqual(
+    tables.map(({ block }) => block.name),
+    ["p", "q", "r"],
+  );
+  const session = await engine.open(withOnlyOutputs(dense, ["p", "q"]));
+  const pairs: { x: number[]; y: number[] }[] = Array.from({ length: 16 }, () => ({
+    x: [],
+    y: [],
+  }));
+  for (let batch = 0; batch < calibration.batches; batch++) {
+    const values = await session.run({ x: await calibration.read(batch) });
+    const [p, q] = [values["p"]!, values["q"]!];
+    const area = p.dims[2]! * p.dims[3]!;
+    for (let i = 0; i < p.data.length; i++) {
+      const channel = pairs[Math.floor(i / area) % 16]!;
+      channel.x.push(Number(p.data[i]));
+      channel.y.push(Number(q.data[i]));
+    }
+  }
+  await session.release();
+  let lost = 0;
+  let all = 0;
+  for (const { x, y } of pairs) {
+    const mean = (list: number[]) => list.reduce((a, b) => a + b, 0) / list.length;
+    const [mx, my] = [mean(x), mean(y)];
+    const cov = mean(x.map((v, i) => (v - mx) * (y[i]! - my)));
+    const spread = mean(x.map((v) => (v - mx) ** 2));
+    const wanted = mean(y.map((v) => (v - my) ** 2));
+    all += wanted;
+    lost += wanted - cov ** 2 / spread;
+  }
+  assert.ok(Math.abs(tables[1]!.loss - lost / all) < 1e-4, `${tables[1]!.loss}, ${lost / all}`);
+  assert.equal(tables[1]!.weights, 32 * 16 + 24 * 32 * 9 + 16 * 24);
+});
+
+test("blocks: layers behind a dropped block make up for some of it", async () => {
+  const dense = residualNetwork();
+  const calibration = calibrationOf(6, [48, 3, 10, 10]);
+  const fresh = calibrationOf(3, PICTURES, 9);
+  const { graph, reports } = await dropBlocks(dense, {
+    ...environment(calibration, 1e-3),
+    blocks: ["q"],
+  });
+  const block = findResidualBlocks(dense).find(({ name }) => name === "q")!;
+  const plain = await outputError(dense, dropBlock(dense, block), fresh);
+  const ours = await outputError(dense, graph, fresh);
+  assert.ok(ours < 0.8 * plain, `${ours} against ${plain} without a refit`);
+  assert.equal(reports.filter(({ method }) => method === 'dropped with block "q"').length, 3);
+  assert.deepEqual(
+    findPrunableLayers(graph).map(({ name }) => name),
+    findPrunableLayers(dense)
+      .map(({ name }) => name)
+      .filter((name) => !name.startsWith("q_")),
+  );
+  const options = { ...environment(calibration), blocks: ["q_2"] };
+  await assert.rejects(dropBlocks(dense, options), /"q_2" is no residual block/);
+  assert.deepEqual(readdirSync(workDir), []);
+});
+
+test("blocks: one that adds nothing costs nothing and changes nothing", async () => {
+  const dense = residualNetwork();
+  const initializers = new Map(dense.initializers);
+  initializers.set("q_w3", floatTensor([16, 24, 1, 1], new Float32Array(16 * 24)));
+  initializers.set("q_b3", floatTensor([16], new Float32Array(16)));
+  const idle = { ...dense, initializers };
+  const calibration = calibrationOf(6, [24, 3, 10, 10]);
+  const tables = await measureBlocks(idle, environment(calibration));
+  assert.ok(tables[1]!.loss < 1e-5 && tables[0]!.loss > 1e-2, `${tables[1]!.loss}`);
+  const options = { ...environment(calibration), blocks: ["q"] };
+  const { graph } = await dropBlocks(idle, options);
+  assert.ok((await outputError(idle, graph, calibration)) < 1e-4);
 });
