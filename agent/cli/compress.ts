@@ -1,4 +1,5 @@
-import { resolve } from "node:path";
+import { homedir } from "node:os";
+import { join, resolve } from "node:path";
 import { Command } from "commander";
 import * as v from "valibot";
 import { type Aim, type AimParts, MEASURES, parseAim } from "../aim.ts";
@@ -15,6 +16,7 @@ import {
   type CompressModelResult,
   compressModel,
 } from "../specialize/compress-model.ts";
+import { describePlan } from "../specialize/compression-plan.ts";
 import { readModelFile } from "../specialize/network.ts";
 import { integer, real } from "./arguments.ts";
 import { count, duration, megabytes, percent, table } from "./terminal.ts";
@@ -27,6 +29,7 @@ interface Flags extends AimParts {
   calibrate: string;
   out: string;
   inputSize?: number;
+  searchMinutes: number;
   calibrationPictures: number;
   batchSize: number;
   damping: number;
@@ -67,6 +70,7 @@ export function compressCommand(): Command {
     )
     .option("--batch-size <n>", "pictures in one pass", integer(1), run.batchSize)
     .option("--damping <share>", "of the Hessian's mean diagonal", real(1e-8, 1), run.damping)
+    .option("--search-minutes <n>", "with auto: at most", real(0.1, 1440), run.searchMinutes)
     .option("--seed <n>", "fixes all that is left to chance", integer(0), run.seed)
     .option("--threads <n>", "threads of one operator; 0: one a processor", integer(0), 0)
     .option("--provider <name...>", "execution providers, in order", inference.executionProviders)
@@ -77,9 +81,8 @@ export function compressCommand(): Command {
     });
 }
 
-/** What `--json` prints: the result, and how pictures were prepared. */
+/** What `--json` prints. */
 interface CompressReport extends CompressModelResult {
-  readonly preprocessing: Preprocessing;
   /** What nothing stated and was taken for granted, one sentence each. */
   readonly assumed: readonly string[];
 }
@@ -106,10 +109,12 @@ async function compress(model: string, flags: Flags): Promise<CompressReport> {
         executionProviders: flags.provider,
         intraOpThreads: flags.threads,
         maxMegapixels: DEFAULTS.intake.maxMegapixels,
+        latencyTablePath: latencyTablePath(),
+        maxSeconds: 60 * flags.searchMinutes,
       },
       { log: createLogger("error"), onProgress: tell, signal: abort.signal },
     );
-    return { ...result, preprocessing, assumed };
+    return { ...result, assumed };
   } finally {
     process.off("SIGINT", stop).off("SIGTERM", stop);
   }
@@ -148,12 +153,19 @@ async function preprocessingOf(
   return { preprocessing, assumed: reasons };
 }
 
+/** Measured latencies are kept for the next search on this machine. */
+function latencyTablePath(environment: NodeJS.ProcessEnv = process.env): string {
+  const cache = environment["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
+  return join(cache, "taco-agent", "latency.json");
+}
+
 /** One line a stage, or one that is written over on a terminal. */
 function progressLine(stream: NodeJS.WriteStream): (progress: CompressModelProgress) => void {
   let last = "";
   return ({ stage, done, total }) => {
     if (stream.isTTY) {
-      stream.write(`\r${stage}: ${done} of ${total}   ${done === total ? "\n" : ""}`);
+      const part = Math.round((100 * done) / Math.max(1, total));
+      stream.write(`\r${stage}: ${part} %   ${done >= total ? "\n" : ""}`);
       return;
     }
     if (stage !== last) stream.write(`${stage}\n`);
@@ -201,9 +213,12 @@ function summary(result: CompressReport): string {
       relativeLoss === null ? "—" : relativeLoss.toPrecision(3),
     ]),
   );
+  const { predictedSpeedup } = result;
   return [
     layers,
     sizes,
+    `done: ${describePlan(result.plan)}` +
+      (predictedSpeedup === null ? "" : `; expected ${predictedSpeedup.toFixed(2)}× the speed`),
     `held back: ${heldBack.pictures} pictures, relative output error ${heldBack.relativeError.toPrecision(3)}, ` +
       `same top answer ${percent(heldBack.agreement)}`,
     ...result.refused.map(({ name, reason }) => `not done: ${name}: ${reason}`),

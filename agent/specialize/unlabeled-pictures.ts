@@ -9,74 +9,89 @@ import { type CachedPicture, fillPictureCache, PictureCache } from "./picture-ca
 /** Share of the pictures that is held back to judge by, and how many are enough for that. */
 const HELD_BACK_SHARE = 0.2;
 const MAX_HELD_BACK = 100;
+/** The same for the pictures that a search judges by, of what is left then. */
+const TRIAL_SHARE = 0.25;
+const MAX_TRIAL = 64;
 
-/** Paths of pictures by what they are for; no picture serves both. */
-export interface SplitPictures {
-  readonly calibration: readonly string[];
-  readonly heldBack: readonly string[];
-}
+/** What a picture is for; no picture serves two. */
+export type PictureUse = "calibration" | "trial" | "heldBack";
+
+/** Paths of pictures by use. */
+export type SplitPictures = Readonly<Record<PictureUse, readonly string[]>>;
 
 /**
- * Draws the pictures to calibrate with and a fifth of all, at most 100, to judge by.
+ * Draws the pictures to calibrate with, those that a search tries networks on, and a fifth of
+ * all, at most 100, to judge the result by.
  *
- * @param most calibration pictures wanted.
- * @throws {AgentError} PICTURE_UNREADABLE where there are fewer than two.
+ * @param options.most calibration pictures wanted.
+ * @param options.search whether there will be a search; without one there are no trial pictures.
+ * @throws {AgentError} PICTURE_UNREADABLE where there are too few.
  */
 export function splitUnlabeled(
   paths: readonly string[],
-  most: number,
-  seed: number,
+  options: { readonly most: number; readonly search: boolean; readonly seed: number },
 ): SplitPictures {
-  if (paths.length < 2) {
+  const { most, search, seed } = options;
+  const least = search ? 3 : 2;
+  if (paths.length < least) {
     throw new AgentError(
       "PICTURE_UNREADABLE",
-      `expected at least two pictures, one to calibrate with and one to judge by, got ${paths.length}`,
+      `expected at least ${least} pictures to calibrate with and to judge by, got ${paths.length}`,
     );
   }
   const drawn = createRandom(seed).shuffle([...paths]);
-  const held = Math.min(MAX_HELD_BACK, Math.max(1, Math.floor(HELD_BACK_SHARE * paths.length)));
-  return { heldBack: drawn.slice(0, held), calibration: drawn.slice(held, held + most) };
+  const share = (of: number, part: number, limit: number) =>
+    Math.min(limit, Math.max(1, Math.floor(part * of)));
+  const held = share(drawn.length, HELD_BACK_SHARE, MAX_HELD_BACK);
+  const trial = search ? share(drawn.length - held, TRIAL_SHARE, MAX_TRIAL) : 0;
+  return {
+    heldBack: drawn.slice(0, held),
+    trial: drawn.slice(held, held + trial),
+    calibration: drawn.slice(held + trial, held + trial + most),
+  };
 }
 
 /** Pictures without labels, decoded at one size. */
 export interface UnlabeledPictures {
-  /** The calibration pictures; where they are fewer than wanted, mirror images come behind. */
-  readonly calibration: Calibration;
-  readonly calibrationCount: number;
-  readonly heldBack: Calibration;
-  readonly heldBackCount: number;
+  /** In batches; behind the calibration pictures come mirror images where they are fewer than wanted. */
+  readonly of: Readonly<Record<PictureUse, Calibration>>;
+  readonly count: Readonly<Record<PictureUse, number>>;
   /** Pictures that could not be read, each with the reason. */
   readonly problems: readonly { readonly subject: string; readonly reason: string }[];
   close(): Promise<void>;
 }
 
+/** How pictures are decoded and handed out. */
+export interface UnlabeledOptions {
+  /** Folder of the file that holds them. */
+  readonly dir: string;
+  /** Calibration pictures, mirror images included. */
+  readonly wanted: number;
+  readonly batchSize: number;
+  readonly maxMegapixels: number;
+  /** Called with the number decoded so far. */
+  readonly onProgress: (done: number, total: number) => void;
+  readonly signal: AbortSignal;
+}
+
 /**
  * Decodes pictures into a file of `dir` and opens it.
  *
- * @param options.wanted calibration pictures, mirror images included.
- * @param options.onProgress called with the number decoded so far.
- * @throws {AgentError} PICTURE_UNREADABLE where none to calibrate with or to judge by is readable.
+ * @throws {AgentError} PICTURE_UNREADABLE where none of a use is readable.
  */
 export async function openUnlabeled(
-  { calibration, heldBack }: SplitPictures,
+  split: SplitPictures,
   preprocessing: Preprocessing,
-  options: {
-    readonly dir: string;
-    readonly wanted: number;
-    readonly batchSize: number;
-    readonly maxMegapixels: number;
-    readonly onProgress: (done: number, total: number) => void;
-    readonly signal: AbortSignal;
-  },
+  options: UnlabeledOptions,
 ): Promise<UnlabeledPictures> {
   const { height, width } = preprocessing;
   const { batchSize, maxMegapixels } = options;
-  const picture = (role: CachedPicture["role"]) => (path: string) => {
-    return { path, label: "", burst: path, role };
-  };
-  const all = [...heldBack.map(picture("heldOut")), ...calibration.map(picture("train"))];
+  const uses = ["heldBack", "trial", "calibration"] as const;
+  const all = uses.flatMap((use) =>
+    split[use].map((path): CachedPicture => ({ path, label: use, burst: path, role: "train" })),
+  );
   const file = join(options.dir, `pictures-${height}x${width}.u8`);
-  const decoded = await fillPictureCache(
+  const { pictures, problems } = await fillPictureCache(
     file,
     all,
     preprocessing,
@@ -84,22 +99,23 @@ export async function openUnlabeled(
     (done) => options.onProgress(done, all.length),
     options.signal,
   );
-  const rowsOf = (role: CachedPicture["role"]) =>
-    decoded.pictures.flatMap((p, row) => (p.role === role ? [{ row, flipped: false }] : []));
-  const train = rowsOf("train");
-  const held = rowsOf("heldOut");
-  if (train.length === 0 || held.length === 0) {
-    const [first] = decoded.problems;
+  const rows = (use: PictureUse, flipped: boolean) =>
+    pictures.flatMap(({ label }, row) => (label === use ? [{ row, flipped }] : []));
+  for (const use of uses) {
+    if (split[use].length === 0 || rows(use, false).length > 0) continue;
     throw new AgentError(
       "PICTURE_UNREADABLE",
-      `expected at least one readable picture to calibrate with and one to judge by, got ${train.length} and ${held.length}` +
-        (first ? `; the first that is not: ${first.reason}` : ""),
+      `expected readable pictures, got none of ${split[use].length} to use as ${use}; the first: ${problems[0]?.reason}`,
     );
   }
-  const mirrored = train.map(({ row }) => ({ row, flipped: true }));
-  const samples = [...train, ...mirrored].slice(0, Math.max(options.wanted, 1));
+  const calibration = [...rows("calibration", false), ...rows("calibration", true)];
+  const samples = {
+    calibration: calibration.slice(0, options.wanted),
+    trial: rows("trial", false),
+    heldBack: rows("heldBack", false),
+  };
   const cache = await PictureCache.open(file, preprocessing);
-  const read = (list: readonly { row: number; flipped: boolean }[]): Calibration => ({
+  const batches = (list: readonly { row: number; flipped: boolean }[]): Calibration => ({
     batches: Math.ceil(list.length / batchSize),
     read: async (batch) => {
       const part = list.slice(batch * batchSize, (batch + 1) * batchSize);
@@ -110,12 +126,19 @@ export async function openUnlabeled(
       return { data, dims: [part.length, 3, height, width] };
     },
   });
+  const { trial, heldBack } = samples;
   return {
-    calibration: read(samples),
-    calibrationCount: samples.length,
-    heldBack: read(held),
-    heldBackCount: held.length,
-    problems: decoded.problems,
+    of: {
+      calibration: batches(samples.calibration),
+      trial: batches(trial),
+      heldBack: batches(heldBack),
+    },
+    count: {
+      calibration: samples.calibration.length,
+      trial: trial.length,
+      heldBack: heldBack.length,
+    },
+    problems,
     close: () => cache.close(),
   };
 }
