@@ -16,7 +16,7 @@ export interface RefitProblem {
   readonly H: Float64Array;
   /** Default 100. */
   readonly maxIterations?: number;
-  /** Stop a row when its preconditioned residual fell below this share. Default 1e-3. */
+  /** Stop a row when its preconditioned residual fell below this share. Default 5e-3. */
   readonly tolerance?: number;
   readonly gemm?: Gemm | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -43,34 +43,23 @@ export interface RefitResult {
  * @throws the signal's reason, when aborted between two steps.
  */
 export async function refit(problem: RefitProblem): Promise<RefitResult> {
-  const { target, weights, kept, rows, cols, H, maxIterations = 100, tolerance = 1e-3 } = problem;
+  const { target, weights, kept, rows, cols, H, maxIterations = 100, tolerance = 5e-3 } = problem;
   for (const [name, data] of Object.entries({ target, weights, kept })) {
     checkLength(name, data, rows * cols);
   }
   const operand = prepareOperand(H, cols, cols, rows, problem.gemm);
   const start = weights.slice();
   const before = await rowLosses(start, target, rows, operand, problem.gemm);
-  const inverseDiagonal = new Float64Array(cols);
-  for (let j = 0; j < cols; j++) {
-    const diagonal = H[j * (cols + 1)]!;
-    inverseDiagonal[j] = diagonal > 0 ? 1 / diagonal : 0;
-  }
-  let active: Row[] = [];
-  for (let r = 0; r < rows; r++) {
-    const row = openRow(problem, r, before.gradient, inverseDiagonal);
-    if (row.energy > 0) active.push(row);
-  }
+  const descent = openDescent(problem, before.gradient, operand);
   let iterations = 0;
-  for (; active.length > 0 && iterations < maxIterations; iterations++) {
+  for (; descent.active.length > 0 && iterations < maxIterations; iterations++) {
     await pause(problem.signal);
-    const directions = new Float64Array(active.length * cols);
-    for (const [k, row] of active.entries()) directions.set(row.direction, k * cols);
-    const products = await multiplyPrepared(directions, active.length, operand, problem.gemm);
+    const products = await descent.multiply(descent.directions, descent.active.length);
     const goal = tolerance * tolerance;
-    active = active.filter((row, k) => {
-      const product = products.subarray(k * cols, (k + 1) * cols);
-      return advance(row, product, inverseDiagonal) && row.energy > goal * row.firstEnergy;
-    });
+    const going = descent.active.map(
+      (row, k) => step(problem, descent, row, k, products) && row.energy > goal * row.firstEnergy,
+    );
+    dropRows(descent, going);
   }
   const after = await rowLosses(weights, target, rows, operand, problem.gemm);
   let lossBefore = 0;
@@ -118,57 +107,116 @@ async function rowLosses(
   return { losses, gradient };
 }
 
-/** The state of one row's conjugate gradients. */
+/** A row whose conjugate gradients are not finished. */
 interface Row {
-  /** Lies in the problem's `weights`. */
-  readonly weights: Float64Array;
-  readonly kept: Uint8Array;
-  readonly residual: Float64Array;
-  readonly direction: Float64Array;
+  readonly index: number;
   /** rᵀ·M⁻¹·r, now and at the start. */
   energy: number;
   readonly firstEnergy: number;
 }
 
-function openRow(
-  problem: RefitProblem,
-  r: number,
-  gradient: Float64Array,
-  inverseDiagonal: Float64Array,
-): Row {
-  const { cols } = problem;
-  const weights = problem.weights.subarray(r * cols, (r + 1) * cols);
-  const kept = problem.kept.subarray(r * cols, (r + 1) * cols);
-  const residual = new Float64Array(cols);
-  const direction = new Float64Array(cols);
-  let energy = 0;
-  for (let j = 0; j < cols; j++) {
-    if (kept[j] === 0) continue;
-    const value = -gradient[r * cols + j]!;
-    residual[j] = value;
-    direction[j] = value * inverseDiagonal[j]!;
-    energy += value * direction[j]!;
-  }
-  return { weights, kept, residual, direction, energy, firstEnergy: energy };
+/**
+ * The conjugate gradients of all rows. Everything is in units in which H has a mean diagonal of 1,
+ * so that single precision has room for it.
+ */
+interface Descent {
+  active: Row[];
+  /** Of the active rows one after the other, `active × cols`. */
+  directions: Float32Array | Float64Array;
+  /** −gradient where a weight may move, zero elsewhere, `rows × cols`. */
+  readonly residual: Float64Array;
+  /** M⁻¹ = 1/diag H. */
+  readonly inverseDiagonal: Float64Array;
+  /** `count` directions times H. */
+  readonly multiply: (
+    directions: Float32Array | Float64Array,
+    count: number,
+  ) => Promise<Float32Array | Float64Array>;
 }
 
-/** One step with product = direction·H; false where H has no curvature left to use. */
-function advance(row: Row, product: Float64Array, inverseDiagonal: Float64Array): boolean {
-  const { weights, kept, residual, direction } = row;
-  const curvature = dot(direction, 0, product, 0, direction.length);
+function openDescent(problem: RefitProblem, gradient: Float64Array, operand: Operand): Descent {
+  const { rows, cols, H, kept, gemm } = problem;
+  let trace = 0;
+  for (let j = 0; j < cols; j++) trace += H[j * (cols + 1)]!;
+  const unit = trace > 0 ? trace / cols : 1;
+  const inverseDiagonal = new Float64Array(cols);
+  for (let j = 0; j < cols; j++) {
+    const diagonal = H[j * (cols + 1)]!;
+    inverseDiagonal[j] = diagonal > 0 ? unit / diagonal : 0;
+  }
+  const residual = gradient.map((g, i) => (kept[i] === 1 ? -g / unit : 0));
+  const active: Row[] = [];
+  for (let index = 0; index < rows; index++) {
+    let energy = 0;
+    for (let j = 0; j < cols; j++) energy += residual[index * cols + j]! ** 2 * inverseDiagonal[j]!;
+    if (energy > 0) active.push({ index, energy, firstEnergy: energy });
+  }
+  const size = active.length * cols;
+  const single = operand.large && gemm !== undefined;
+  const directions = single ? new Float32Array(size) : new Float64Array(size);
+  active.forEach(({ index }, k) => {
+    for (let j = 0; j < cols; j++) {
+      directions[k * cols + j] = residual[index * cols + j]! * inverseDiagonal[j]!;
+    }
+  });
+  const scaled = single ? scaledTo(H, unit) : undefined;
+  const multiply: Descent["multiply"] = (some, count) =>
+    some instanceof Float32Array && scaled && gemm
+      ? gemm({ data: some, rows: count, cols }, { data: scaled, rows: cols, cols })
+      : multiplyPrepared(Float64Array.from(some), count, operand, gemm).then((products) => {
+          for (let i = 0; i < products.length; i++) products[i]! /= unit;
+          return products;
+        });
+  return { active, directions, residual, inverseDiagonal, multiply };
+}
+
+function scaledTo(H: Float64Array, unit: number): Float32Array {
+  const out = new Float32Array(H.length);
+  for (let i = 0; i < H.length; i++) out[i] = H[i]! / unit;
+  return out;
+}
+
+/** One step of the `k`-th active row; false where H has no curvature left to use. */
+function step(
+  { weights, kept, cols }: RefitProblem,
+  { directions, residual, inverseDiagonal }: Descent,
+  row: Row,
+  k: number,
+  products: Float32Array | Float64Array,
+): boolean {
+  const from = row.index * cols;
+  const at = k * cols;
+  let curvature = 0;
+  for (let j = 0; j < cols; j++) curvature += directions[at + j]! * products[at + j]!;
   if (!(curvature > 0)) return false;
-  const step = row.energy / curvature;
+  const length = row.energy / curvature;
   let energy = 0;
-  for (let j = 0; j < direction.length; j++) {
-    if (kept[j] === 0) continue;
-    weights[j]! += step * direction[j]!;
-    residual[j]! -= step * product[j]!;
-    energy += residual[j]! * residual[j]! * inverseDiagonal[j]!;
+  for (let j = 0; j < cols; j++) {
+    weights[from + j]! += length * directions[at + j]!;
+    const left = (residual[from + j]! - length * products[at + j]!) * kept[from + j]!;
+    residual[from + j] = left;
+    energy += left * left * inverseDiagonal[j]!;
   }
   const keep = energy / row.energy;
-  for (let j = 0; j < direction.length; j++) {
-    direction[j] = residual[j]! * inverseDiagonal[j]! + keep * direction[j]!;
+  for (let j = 0; j < cols; j++) {
+    directions[at + j] = residual[from + j]! * inverseDiagonal[j]! + keep * directions[at + j]!;
   }
   row.energy = energy;
   return true;
+}
+
+/** Closes the ranks of the rows that go on. */
+function dropRows(descent: Descent, going: readonly boolean[]): void {
+  const { directions, active } = descent;
+  const cols = directions.length / active.length;
+  const left = active.filter((_, k) => going[k]);
+  if (left.length === active.length) return;
+  let to = 0;
+  going.forEach((goes, k) => {
+    if (!goes) return;
+    if (to !== k) directions.copyWithin(to * cols, k * cols, (k + 1) * cols);
+    to++;
+  });
+  descent.active = left;
+  descent.directions = directions.subarray(0, left.length * cols);
 }
