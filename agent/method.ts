@@ -5,7 +5,7 @@ type ZeroPattern =
   | { readonly kind: "n:m"; readonly n: number; readonly m: number };
 
 /** Function that a network's swish is replaced by; `keep` leaves it. */
-export type Activations = "keep" | "hard-swish" | "relu";
+type Activations = "keep" | "hard-swish" | "relu";
 
 /** What is done to a network, the same to all of its layers; each part may be left out. */
 export interface FixedMethod {

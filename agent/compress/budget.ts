@@ -1,7 +1,7 @@
 import { createRandom, type Random } from "../math/random.ts";
 
 /** One setting of a lever. */
-export interface Level {
+interface Level {
   /** In whatever is limited: milliseconds, non-zero weights or bytes; at least 0. */
   readonly cost: number;
   /** What it costs in quality, at least 0; losses of different levers are added. */

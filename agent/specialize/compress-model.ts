@@ -55,14 +55,14 @@ export interface CompressModelRequest {
 }
 
 /** What a model weighs. */
-export interface ModelSize {
+interface ModelSize {
   readonly parameters: number;
   readonly nonzero: number;
   readonly bytes: number;
 }
 
 /** Median milliseconds of one run, taken by turns, and how many times faster the second is. */
-export interface LatencyPair {
+interface LatencyPair {
   readonly before: number;
   readonly after: number;
   readonly speedup: number;

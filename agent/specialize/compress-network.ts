@@ -1,7 +1,7 @@
 import type { LayerGram } from "../compress/hessian.ts";
 import { maskLayer } from "../compress/mask-layer.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
-import type { Pattern } from "../compress/pattern.ts";
+import { patternName } from "../compress/pattern.ts";
 import { pruneLayer } from "../compress/prune-layer.ts";
 import { foldAffine, statisticsCorrection } from "../compress/statistics-correction.ts";
 import { findBorders } from "../onnx/borders.ts";
@@ -334,10 +334,4 @@ function momentsOf({ sum, square }: Moments, count: number) {
   const mean = sum.map((s) => s / count);
   const variance = square.map((s, i) => Math.max(0, s / count - mean[i]! ** 2));
   return { mean, variance };
-}
-
-function patternName(pattern: Pattern): string {
-  if (pattern.kind === "n:m") return `${pattern.n}:${pattern.m}`;
-  const share = `${(100 * pattern.sparsity).toFixed(0)} %`;
-  return pattern.kind === "block" ? `block ${pattern.size} ${share}` : share;
 }

@@ -281,7 +281,7 @@ export function keptUnits(
 }
 
 /** The network without the removed units, not yet refitted. */
-export function cutGroups(
+function cutGroups(
   dense: Graph,
   tables: GroupTables,
   kept: ReadonlyMap<string, readonly number[]>,
@@ -415,11 +415,7 @@ async function makeRefit(
 }
 
 /** Some rows of a matrix with rows of `width`. */
-export function pickRows(
-  matrix: Float64Array,
-  width: number,
-  rows: readonly number[],
-): Float64Array {
+function pickRows(matrix: Float64Array, width: number, rows: readonly number[]): Float64Array {
   const out = new Float64Array(rows.length * width);
   for (const [i, row] of rows.entries()) {
     out.set(matrix.subarray(row * width, (row + 1) * width), i * width);
@@ -428,7 +424,7 @@ export function pickRows(
 }
 
 /** Some columns of a matrix with rows of `width`. */
-export function pickColumns(
+function pickColumns(
   matrix: Float64Array,
   width: number,
   columns: readonly number[],

@@ -11,7 +11,7 @@ import type { LatencyJob, LatencyTable, TimedRun } from "../runtime/latency-tabl
 import type { Engine } from "./engine.ts";
 
 /** A part of a network that is timed by itself. */
-export interface Block {
+interface Block {
   readonly inputName: string;
   readonly outputName: string;
   /** From the one value to the other. */
@@ -38,7 +38,7 @@ const STARTS = new Set(["Conv", "Gemm", "MatMul", "LayerNormalization", "ReduceM
  * that what the runtime fuses (a convolution with its activation, a sum) stays together. Each
  * block has at least one layer with weights.
  */
-export function cutBlocks(graph: Graph, size: PictureSize): Block[] {
+function cutBlocks(graph: Graph, size: PictureSize): Block[] {
   const input = graph.inputs[0]!.name;
   const output = graph.outputs[0]!.name;
   const shapes = shapesOf(graph, size);

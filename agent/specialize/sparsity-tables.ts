@@ -19,7 +19,7 @@ import { reasonToLeave } from "./layer-patterns.ts";
 import { cutSegments } from "./segments.ts";
 
 /** What one level of zeros costs one layer, all others left dense. */
-export interface SparsityLevel {
+interface SparsityLevel {
   readonly pattern: Pattern;
   /** Weights that are zero then. */
   readonly zeros: number;
@@ -30,7 +30,7 @@ export interface SparsityLevel {
 }
 
 /** All levels of one layer. */
-export interface LayerSparsity {
+interface LayerSparsity {
   readonly name: string;
   /** Weights it has. */
   readonly weights: number;

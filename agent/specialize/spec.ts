@@ -8,7 +8,7 @@ const whole = v.pipe(v.number(), v.integer());
 const factor = v.pipe(v.number(), v.minValue(1));
 
 /** See {@link Aim}. */
-export const aimSchema: v.GenericSchema<Aim> = v.union([
+const aimSchema: v.GenericSchema<Aim> = v.union([
   v.strictObject({ aim: v.picklist(MEASURES), maxDropPoints: v.number() }),
   v.strictObject({ speedup: factor }),
   v.strictObject({ nonzeroReduction: factor }),

@@ -38,7 +38,7 @@ export interface SpecialistOptions {
 }
 
 /** A network's features, judged by a head fitted on the training pictures. */
-export interface Judged {
+interface Judged {
   readonly accuracy: number;
   /** One a held-out picture, always in the same order. */
   readonly correct: readonly boolean[];
