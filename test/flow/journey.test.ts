@@ -11,6 +11,7 @@ const STAGES = [
   "pictures",
   "features",
   "head",
+  "search",
   "compress",
   "head-refit",
   "evaluate",
