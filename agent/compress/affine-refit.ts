@@ -23,8 +23,8 @@ export interface AffineRefit {
   /** Ŵ, `rows × cols`, row-major. */
   readonly weights: Float64Array;
   /**
-   * ½E‖y‖² − ½E‖Ŵx′ − y‖² in units of T and H′, summed over rows: how much of the aim is reached.
-   * Inputs that never change count as if they had no weight.
+   * E‖y‖² − E‖Ŵx′ − y‖², summed over rows: how much of the aim is reached. Inputs that never
+   * change count as if they had no weight.
    */
   readonly explained: number;
   /** The relative damping that was needed. */
@@ -33,7 +33,7 @@ export interface AffineRefit {
 
 /**
  * The weights that come closest to given outputs: Ŵ = S + (T − S·H′)·(H′ + λI)⁻¹, which minimizes
- * ½E‖Ŵx′ − y‖² + λ/2·‖Ŵ − S‖² over Ŵ.
+ * E‖Ŵx′ − y‖² + λ/2·‖Ŵ − S‖² over Ŵ.
  *
  * Where x′ is a part of x, y = Wx and S = W_:K, it is W·(H + λI)_:K·(H + λI)_KK⁻¹: the survivors of
  * structured elimination (also GRAIL, arXiv:2602.23795). Where x′ comes out of a network changed
