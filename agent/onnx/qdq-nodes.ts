@@ -1,6 +1,6 @@
 import { floatAttribute, type Graph, type Node } from "./graph.ts";
 import { consumersOf, type GraphIndex, indexGraph } from "./query.ts";
-import { isFloatType } from "./tensor.ts";
+import { isFloatType, toFloat32 } from "./tensor.ts";
 
 /** Nodes that multiply by constant weights: the ones for whose sake a network is quantized. */
 export function isLinear(graph: Graph, node: Node): boolean {
@@ -49,35 +49,72 @@ const BETWEEN = new Set([
 
 /**
  * The nodes of a graph that can compute on integers, by the name of their first output: linear
- * ones, and those between them whose every activation comes from or goes to an integer node.
+ * ones, and those between them whose every activation is made by integer nodes. MatMul hands out
+ * floats, as what is around it (LayerNorm, GELU, attention) is no work for integers.
+ *
+ * @param left nodes that stay in float. @param throughClipping whether a Relu or Clip behind an
+ *   integer node counts as a part of it, as {@link absorbClipping} makes it.
  */
-export function integerNodes(graph: Graph, left: ReadonlySet<string> = new Set()): Set<string> {
+export function integerNodes(
+  graph: Graph,
+  left: ReadonlySet<string> = new Set(),
+  throughClipping = true,
+): Set<string> {
   const index = indexGraph(graph);
   const chosen = new Set<string>();
+  const integers = new Set<string>();
   for (const node of graph.nodes) {
     const name = node.outputs[0]!;
-    if (isLinear(graph, node) && !left.has(name)) chosen.add(name);
-  }
-  for (let grown = true; grown; ) {
-    grown = false;
-    for (const node of graph.nodes) {
-      const name = node.outputs[0]!;
-      if (chosen.has(name) || left.has(name) || node.domain !== "") continue;
-      if (!BETWEEN.has(node.opType) || !fed(graph, index, node, chosen)) continue;
-      chosen.add(name);
-      grown = true;
-    }
+    if (node.domain !== "" || left.has(name)) continue;
+    const linear = isLinear(graph, node);
+    if (linear || (BETWEEN.has(node.opType) && fed(graph, node, integers))) chosen.add(name);
+    if (!chosen.has(name) || (linear && node.opType === "MatMul")) continue;
+    integers.add(name);
+    const clipping = throughClipping ? clippingBehind(graph, index, name) : undefined;
+    if (clipping) integers.add(clipping.outputs[0]!);
   }
   return chosen;
 }
 
 /** Whether everything that changes and goes into a node is made by integer nodes. */
-function fed(graph: Graph, index: GraphIndex, node: Node, chosen: ReadonlySet<string>): boolean {
-  return node.inputs.every((name) => {
-    if (name === "" || graph.initializers.has(name)) return true;
-    const producer = index.producer.get(name);
-    return producer !== undefined && chosen.has(graph.nodes[producer]!.outputs[0]!);
-  });
+function fed(graph: Graph, node: Node, integers: ReadonlySet<string>): boolean {
+  const changing = node.inputs.filter((name) => name !== "" && !graph.initializers.has(name));
+  return changing.length > 0 && changing.every((name) => integers.has(name));
+}
+
+/**
+ * What an integer form of a graph needs encodings of: everything that integer nodes read or make,
+ * but weights, biases, shapes and the floats that matrix products, or convolutions in front of a
+ * Relu or Clip, hand out.
+ */
+export function encodedValues(graph: Graph, nodes: ReadonlySet<string>): string[] {
+  const names = new Set<string>();
+  const index = indexGraph(graph);
+  for (const node of graph.nodes) {
+    const output = node.outputs[0]!;
+    if (!nodes.has(output)) continue;
+    const linear = isLinear(graph, node);
+    for (const name of linear ? node.inputs.slice(0, 1) : node.inputs) {
+      const constant = graph.initializers.get(name);
+      if (name !== "" && (!constant || isFloatType(constant.dataType))) names.add(name);
+    }
+    const clipped = node.opType === "Conv" && clippingBehind(graph, index, output) !== undefined;
+    if (!clipped && !handsOutFloats(graph, index, node, output, nodes)) names.add(output);
+  }
+  return [...names];
+}
+
+/** Matrix products scale their sums themselves: rounding those is worth it for integers only. */
+function handsOutFloats(
+  graph: Graph,
+  index: GraphIndex,
+  node: Node,
+  output: string,
+  nodes: ReadonlySet<string>,
+): boolean {
+  if (!isLinear(graph, node) || node.opType === "Conv") return false;
+  if (node.opType === "MatMul" || index.outputs.has(output)) return true;
+  return !consumersOf(graph, index, output).every((reader) => nodes.has(reader.outputs[0]!));
 }
 
 /**
@@ -96,9 +133,9 @@ export function absorbClipping(
   const removed = new Set<string>();
   for (const node of graph.nodes) {
     const output = node.outputs[0]!;
-    if (!nodes.has(output) || index.outputs.has(output)) continue;
-    const [next, ...others] = consumersOf(graph, index, output);
-    if (others.length > 0 || next === undefined || !clips(graph, next)) continue;
+    if (!nodes.has(output)) continue;
+    const next = clippingBehind(graph, index, output);
+    if (next === undefined || handsOutFloats(graph, index, node, next.outputs[0]!, nodes)) continue;
     renamed.set(output, next.outputs[0]!);
     removed.add(next.outputs[0]!);
   }
@@ -112,10 +149,20 @@ export function absorbClipping(
   return { graph: { ...graph, nodes: kept }, nodes: new Set(names) };
 }
 
-/** Relu, or Clip between constants (or none). */
+/** The Relu or Clip that alone reads a value. */
+function clippingBehind(graph: Graph, index: GraphIndex, value: string): Node | undefined {
+  if (index.outputs.has(value)) return undefined;
+  const [next, ...others] = consumersOf(graph, index, value);
+  return others.length === 0 && next !== undefined && clips(graph, next) ? next : undefined;
+}
+
+/** Relu, or Clip between constants (or none) that lets zero through. */
 function clips(graph: Graph, node: Node): boolean {
   if (node.domain !== "") return false;
   if (node.opType === "Relu") return true;
   if (node.opType !== "Clip") return false;
-  return node.inputs.slice(1).every((name) => name === "" || graph.initializers.has(name));
+  const [low, high] = node.inputs.slice(1).map((name) => graph.initializers.get(name));
+  const known = node.inputs.slice(1).every((name) => name === "" || graph.initializers.has(name));
+  // A range to round to always holds zero, so only a Clip that does can be a part of rounding.
+  return known && !(low && toFloat32(low)[0]! > 0) && !(high && toFloat32(high)[0]! < 0);
 }

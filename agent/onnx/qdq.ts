@@ -34,7 +34,7 @@ export interface QdqPlan {
 }
 
 /** First version in which (De)QuantizeLinear take one scale a channel. */
-const PER_CHANNEL_OPSET = 13;
+export const QDQ_OPSET = 13;
 
 const CONSTANT_MAPS = new Set(["Conv", "Gemm", "MatMul"]);
 
@@ -53,8 +53,8 @@ const CONSTANT_MAPS = new Set(["Conv", "Gemm", "MatMul"]);
  * @throws {RangeError} if an encoding is missing, does not fit, or the opset is below 13.
  */
 export function quantizeGraph(graph: Graph, plan: QdqPlan): Graph {
-  if (graph.opset < PER_CHANNEL_OPSET) {
-    throw new RangeError(`expected opset ${PER_CHANNEL_OPSET} or later, got ${graph.opset}`);
+  if (graph.opset < QDQ_OPSET) {
+    throw new RangeError(`expected opset ${QDQ_OPSET} or later, got ${graph.opset}`);
   }
   const draft = new Draft(graph, plan);
   for (const node of graph.nodes) draft.add(node);

@@ -1,11 +1,11 @@
 import { removeDeadCode } from "../onnx/dead-code.ts";
-import type { Graph, Node } from "../onnx/graph.ts";
-import { intAttribute } from "../onnx/graph.ts";
-import { type ActivationEncoding, quantizeGraph, type WeightEncoding } from "../onnx/qdq.ts";
-import { absorbClipping, integerNodes, isLinear } from "../onnx/qdq-nodes.ts";
-import { appendRanges } from "../onnx/qdq-ranges.ts";
-import { type Tensor, toFloat32 } from "../onnx/tensor.ts";
+import type { Graph } from "../onnx/graph.ts";
+import { QDQ_OPSET, quantizeGraph } from "../onnx/qdq.ts";
+import { absorbClipping, encodedValues, integerNodes } from "../onnx/qdq-nodes.ts";
+import { type EncodingType, encodeActivations } from "./activation-encodings.ts";
 import type { CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
+import { chooseFloat } from "./float-fallback.ts";
+import { quantizeWeights } from "./quantize-weights.ts";
 
 /** How {@link quantizeNetwork} works. */
 export interface QuantizeOptions extends CompressEnvironment {
@@ -13,129 +13,69 @@ export interface QuantizeOptions extends CompressEnvironment {
    * How activations are stored. `uint8` with a zero point is the most exact and what CPUs run
    * fastest (the default); `int8` with zero point 0 is what TensorRT takes.
    */
-  readonly scheme?: "uint8" | "int8";
+  readonly scheme?: EncodingType;
   /** Nodes that stay in float, by name or by first output. */
   readonly float?: readonly string[];
+  /**
+   * ‖ŷ − y‖² / ‖y‖² of the outputs on calibration pictures from which on stretches of the network
+   * go back to float. Default 0.02.
+   */
+  readonly largestError?: number;
 }
 
-/** Smallest and largest value. */
-type Range = readonly [low: number, high: number];
+const LARGEST_ERROR = 0.02;
 
 /**
  * Quantizes a network to 8-bit integers for weights and activations, written as standard ONNX
  * (QuantizeLinear and DequantizeLinear) that runtimes fuse into integer kernels.
  *
- * @param dense normalized network from the picture to its features or logits, opset 13 or later.
+ * @param dense normalized network from the picture to its features or logits; refused below opset 13.
  * @returns the quantized network; a report for each linear layer.
  */
 export async function quantizeNetwork(dense: Graph, options: QuantizeOptions): Promise<PassResult> {
-  const float = new Set(options.float ?? []);
   const { scheme = "uint8" } = options;
-  const left = dense.nodes.filter((n) => float.has(n.name)).map((n) => n.outputs[0]!);
-  const chosen = integerNodes(dense, new Set([...float, ...left]));
-  // Integers with a zero point saturate where a Relu cuts; symmetric ones do not.
-  const { graph, nodes } =
-    scheme === "uint8" ? absorbClipping(dense, chosen) : { graph: dense, nodes: chosen };
-  const members = graph.nodes.filter((node) => nodes.has(node.outputs[0]!));
-  const names = activationNames(graph, members);
-  const ranges = await measureRanges(dense, names, options);
-  const activations = new Map(
-    [...ranges].map(([name, range]) => [name, encodeRange(range, scheme)] as const),
+  if (dense.opset < QDQ_OPSET) {
+    const reason = `integers with a scale a channel need opset ${QDQ_OPSET}, and its nodes of opset ${dense.opset} cannot be raised`;
+    return { graph: dense, reports: [], refused: [{ name: dense.name, reason }] };
+  }
+  const named = new Set(options.float ?? []);
+  const left = new Set(
+    dense.nodes
+      .filter(({ name, outputs }) => named.has(name) || named.has(outputs[0]!))
+      .map(({ outputs }) => outputs[0]!),
   );
-  const weights = new Map<string, WeightEncoding>();
-  const reports: LayerReport[] = [];
-  for (const node of members) {
-    if (!isLinear(graph, node)) continue;
-    const tensor = graph.initializers.get(node.inputs[1]!)!;
-    weights.set(node.inputs[1]!, roundWeights(tensor, scaleAxis(node)));
-    reports.push({
-      name: node.name || node.outputs[0]!,
-      method: "int8",
-      sparsity: zeroShare(toFloat32(tensor)),
-      relativeLoss: null,
+  // Integers with a zero point saturate where a Relu cuts; symmetric ones do not.
+  const saturating = scheme === "uint8";
+  const chosen = integerNodes(dense, left, saturating);
+  const rounded = await quantizeWeights(dense, chosen, options);
+  const { weights } = rounded;
+  const plan = (graph: Graph, nodes: ReadonlySet<string>) =>
+    saturating ? absorbClipping(graph, nodes) : { graph, nodes };
+  const whole = plan(rounded.graph, chosen);
+  const values = encodedValues(whole.graph, whole.nodes);
+  const activations = await encodeActivations(rounded.graph, values, scheme, options);
+  const form = (graph: Graph, float: ReadonlySet<string>): Graph => {
+    const own = plan(graph, integerNodes(graph, new Set([...left, ...float]), saturating));
+    const encoded = encodedValues(own.graph, own.nodes);
+    const used = new Map(encoded.map((name) => [name, activations.get(name)!] as const));
+    return quantizeGraph(removeDeadCode(own.graph), {
+      nodes: own.nodes,
+      activations: used,
+      weights,
     });
-  }
-  const quantized = quantizeGraph(removeDeadCode(graph), { nodes, activations, weights });
-  return { graph: quantized, reports, refused: [] };
-}
-
-/** Everything that integer nodes read or make, but weights and biases. */
-function activationNames(graph: Graph, members: readonly Node[]): string[] {
-  const names = new Set<string>();
-  for (const node of members) {
-    const inputs = isLinear(graph, node) ? node.inputs.slice(0, 1) : node.inputs;
-    for (const name of [...inputs, node.outputs[0]!]) if (name !== "") names.add(name);
-  }
-  return [...names];
-}
-
-async function measureRanges(
-  dense: Graph,
-  names: readonly string[],
-  options: QuantizeOptions,
-): Promise<Map<string, Range>> {
-  const ranges = new Map<string, Range>();
-  const widen = (name: string, low: number, high: number): void => {
-    const [least, most] = ranges.get(name) ?? [low, high];
-    ranges.set(name, [Math.min(least, low), Math.max(most, high)]);
   };
-  const made: string[] = [];
-  for (const name of names) {
-    const constant = dense.initializers.get(name);
-    if (constant === undefined) made.push(name);
-    else if (constant.data instanceof Float32Array) {
-      for (const value of constant.data) widen(name, value, value);
-    }
-  }
-  const { graph, outputs } = appendRanges(dense, made);
-  const session = await options.engine.open(graph);
-  try {
-    for (let batch = 0; batch < options.calibration.batches; batch++) {
-      options.signal.throwIfAborted();
-      const value = await options.calibration.read(batch);
-      const results = await session.run({ [dense.inputs[0]!.name]: value });
-      for (const [i, { minName, maxName }] of outputs.entries()) {
-        widen(made[i]!, Number(results[minName]!.data[0]), Number(results[maxName]!.data[0]));
-      }
-      options.onProgress(batch + 1, options.calibration.batches);
-    }
-  } finally {
-    await session.release();
-  }
-  return ranges;
+  const { largestError = LARGEST_ERROR } = options;
+  const problem = { dense, rounded: rounded.graph, nodes: chosen, form, largestError };
+  const choice = await chooseFloat(problem, options);
+  return {
+    graph: form(rounded.graph, choice.left),
+    reports: rounded.reports.map((r) => inFloat(r, dense, choice.left)),
+    refused: [],
+  };
 }
 
-/** The range with zero in it, so that padding and what is cut off at zero are exact. */
-function encodeRange([least, most]: Range, scheme: "uint8" | "int8"): ActivationEncoding {
-  const low = Math.min(0, least);
-  const high = Math.max(0, most);
-  if (scheme === "int8") {
-    const size = Math.max(-low, high);
-    return { type: "int8", scale: size > 0 ? size / 127 : 1, zeroPoint: 0 };
-  }
-  const scale = high > low ? (high - low) / 255 : 1;
-  return { type: "uint8", scale, zeroPoint: Math.round(-low / scale) };
-}
-
-function scaleAxis(node: Node): number {
-  if (node.opType === "Conv") return 0;
-  return node.opType === "Gemm" && intAttribute(node, "transB", 0) !== 0 ? 0 : 1;
-}
-
-function roundWeights(tensor: Tensor, axis: number): WeightEncoding {
-  const W = toFloat32(tensor);
-  const rows = tensor.dims[axis]!;
-  const inner = tensor.dims.slice(axis + 1).reduce((product, dim) => product * dim, 1);
-  const rowOf = (at: number): number => Math.floor(at / inner) % rows;
-  const largest = new Float64Array(rows);
-  W.forEach((w, at) => {
-    largest[rowOf(at)] = Math.max(largest[rowOf(at)]!, Math.abs(w));
-  });
-  const scales = Float32Array.from(largest, (size) => (size > 0 ? size / 127 : 1));
-  const values = Int8Array.from(W, (w, at) => Math.round(w / scales[rowOf(at)]!));
-  return { values, scales, axis };
-}
-
-function zeroShare(W: Float32Array): number {
-  return W.reduce((count, w) => count + (w === 0 ? 1 : 0), 0) / Math.max(1, W.length);
+function inFloat(report: LayerReport, dense: Graph, left: ReadonlySet<string>): LayerReport {
+  const node = dense.nodes.find(({ name, outputs }) => (name || outputs[0]) === report.name);
+  if (!node || !left.has(node.outputs[0]!)) return report;
+  return { ...report, method: "float: integers cost more than they save", relativeLoss: null };
 }

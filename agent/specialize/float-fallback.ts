@@ -1,0 +1,159 @@
+import { findBorders } from "../onnx/borders.ts";
+import type { Graph } from "../onnx/graph.ts";
+import { isLinear } from "../onnx/qdq-nodes.ts";
+import { extractSubgraph } from "../onnx/subgraph.ts";
+import { measureByTurns, summarizeLatency } from "../runtime/latency.ts";
+import { measureShapes } from "./border.ts";
+import type { Engine, EngineSession } from "./engine.ts";
+import type { Calibration, CompressEnvironment } from "./environment.ts";
+import { compareOutputs, type NetworkOutputs, outputsOf } from "./output-difference.ts";
+
+/** A network that can be written with some of its nodes in float. */
+export interface FallbackProblem {
+  readonly dense: Graph;
+  /** The same with weights and biases as the integers have them. */
+  readonly rounded: Graph;
+  /** Nodes that may compute on integers, by first output. */
+  readonly nodes: ReadonlySet<string>;
+  /** The integer form of the rounded network, or of a part of it, with these nodes in float. */
+  readonly form: (graph: Graph, left: ReadonlySet<string>) => Graph;
+  /** ‖ŷ − y‖² / ‖y‖² that the outputs of the integer form may reach. */
+  readonly largestError: number;
+}
+
+/** What {@link chooseFloat} found. */
+export interface FloatChoice {
+  /** Nodes that stay in float, by first output. */
+  readonly left: ReadonlySet<string>;
+  /** ‖ŷ − y‖² / ‖y‖² of the outputs with these nodes in float. */
+  readonly error: number;
+}
+
+/** Batches of pictures that errors are measured on. */
+const BATCHES = 3;
+/** Stretches that are judged one by one. */
+const MOST_BLOCKS = 24;
+const TIMED_ROUNDS = 7;
+
+/** A stretch of the network, and what integers cost and save there. */
+interface Block {
+  readonly from: string;
+  readonly to: string;
+  readonly nodes: readonly string[];
+}
+
+/**
+ * Puts stretches of a network back into float until its outputs are as close to the dense ones as
+ * wanted: first those whose integers add most error for the time they save. Each is measured
+ * alone, its error on calibration pictures and its time on this device; nothing is measured where
+ * all integers together are good enough.
+ */
+export async function chooseFloat(
+  problem: FallbackProblem,
+  options: CompressEnvironment,
+): Promise<FloatChoice> {
+  const { dense, rounded, nodes, form, largestError } = problem;
+  const few = { ...options, calibration: firstBatches(options.calibration) };
+  const wanted = await outputsOf(dense, few.calibration, few.engine, few.signal);
+  const errorOf = (left: ReadonlySet<string>) => measureError(form(rounded, left), wanted, few);
+  let left = new Set<string>();
+  let error = await errorOf(left);
+  if (error <= largestError) return { left, error };
+  const judged: { block: Block; error: number; worth: number }[] = [];
+  const blocks = cutBlocks(rounded, nodes);
+  for (const block of blocks) {
+    const others = new Set(nodes);
+    for (const name of block.nodes) others.delete(name);
+    const alone = await errorOf(others);
+    const savedMs = await savedTime(problem, block, few);
+    judged.push({ block, error: alone, worth: alone / Math.max(savedMs, 1e-3) });
+    options.onProgress(judged.length, blocks.length);
+  }
+  judged.sort((a, b) => b.worth - a.worth);
+  // Errors of stretches add up well enough to say how many must go, not to say it exactly.
+  let expected = judged.reduce((sum, { error: own }) => sum + own, 0);
+  for (const { block, error: own } of judged) {
+    left = new Set([...left, ...block.nodes]);
+    expected -= own;
+    if (expected > largestError) continue;
+    error = await errorOf(left);
+    if (error <= largestError) break;
+  }
+  return { left, error };
+}
+
+function firstBatches(calibration: Calibration): Calibration {
+  const batches = Math.min(BATCHES, calibration.batches);
+  return { batches, read: (batch) => calibration.read(batch) };
+}
+
+async function measureError(
+  graph: Graph,
+  wanted: NetworkOutputs,
+  { calibration, engine, signal }: CompressEnvironment,
+): Promise<number> {
+  const { relativeError } = compareOutputs(
+    wanted,
+    await outputsOf(graph, calibration, engine, signal),
+  );
+  return Number.isFinite(relativeError) ? relativeError : Number.POSITIVE_INFINITY;
+}
+
+function cutBlocks(graph: Graph, nodes: ReadonlySet<string>): Block[] {
+  const borders = new Set([...findBorders(graph), graph.outputs[0]!.name]);
+  const linear = graph.nodes.filter((n) => nodes.has(n.outputs[0]!) && isLinear(graph, n));
+  const wanted = Math.ceil(linear.length / MOST_BLOCKS);
+  const isWeighty = new Set(linear);
+  const blocks: Block[] = [];
+  let from = graph.inputs[0]!.name;
+  let inside: string[] = [];
+  let count = 0;
+  for (const node of graph.nodes) {
+    const name = node.outputs[0]!;
+    if (nodes.has(name)) inside.push(name);
+    if (isWeighty.has(node)) count++;
+    const last = name === graph.outputs[0]!.name;
+    if (!borders.has(name) || (count < wanted && !last)) continue;
+    if (inside.length > 0) blocks.push({ from, to: name, nodes: inside });
+    [from, inside, count] = [name, [], 0];
+  }
+  return blocks;
+}
+
+/** Milliseconds that a stretch takes less on integers than in float, for one picture. */
+async function savedTime(
+  { rounded, nodes, form }: FallbackProblem,
+  { from, to }: Block,
+  { engine, calibration }: CompressEnvironment,
+): Promise<number> {
+  const part = extractSubgraph(rounded, [from], [to]);
+  const dims = (await measureShapes(rounded, [from], engine, calibration)).get(from)!;
+  const size = dims.reduce((product, dim) => product * dim, 1);
+  const data = Float32Array.from({ length: size }, (_, i) => Math.sin(i));
+  const names = part.nodes.map(({ outputs }) => outputs[0]!);
+  const float = new Set(names.filter((name) => !nodes.has(name)));
+  const [float32 = 0, integer = 0] = await timeOf([part, form(part, float)], engine, {
+    [from]: { data, dims },
+  });
+  return float32 - integer;
+}
+
+async function timeOf(
+  graphs: readonly Graph[],
+  engine: Engine,
+  feeds: Parameters<EngineSession["run"]>[0],
+): Promise<number[]> {
+  const sessions: EngineSession[] = [];
+  try {
+    for (const graph of graphs) sessions.push(await engine.open(graph));
+    const probes = sessions.map((session) => async () => {
+      const start = performance.now();
+      await session.run(feeds);
+      return performance.now() - start;
+    });
+    const samples = await measureByTurns(probes, TIMED_ROUNDS, () => Promise.resolve());
+    return samples.map((list) => summarizeLatency(list).medianMs);
+  } finally {
+    for (const session of sessions) await session.release();
+  }
+}
