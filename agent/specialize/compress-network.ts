@@ -156,7 +156,7 @@ async function planPass(
   { engine, calibration }: CompressOptions,
 ): Promise<PassPlan> {
   const names = [dense.inputs[0]!.name, ...findBorders(dense), dense.outputs[0]!.name];
-  const outputs = layers.map(({ outputName }) => outputName);
+  const outputs = findPrunableLayers(dense).map(({ outputName }) => outputName);
   const shapes = await measureShapes(dense, [...names, ...outputs], engine, calibration);
   const count = await countPictures({ calibration });
   const positions = positionsOf(shapes);

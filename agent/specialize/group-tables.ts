@@ -18,7 +18,7 @@ import { extractSubgraph } from "../onnx/subgraph.ts";
 import { advance, type Border, borderSizes } from "./border.ts";
 import type { CompressEnvironment, Refusal } from "./environment.ts";
 import { collectGrams } from "./layer-grams.ts";
-import { cutSegments, type Segment } from "./segments.ts";
+import { cutSegments, joinSegments } from "./segments.ts";
 
 /** In which order the units of a group go, and what every width costs. */
 export interface GroupTable {
@@ -117,7 +117,7 @@ async function collectStatistics(
 ): Promise<void> {
   const layers = consumersOf(dense, groups);
   const sizes = await borderSizes(dense, environment.engine, environment.calibration);
-  const stretches = inStretches(cutSegments(dense, layers, sizes));
+  const stretches = joinSegments(cutSegments(dense, layers, sizes), MOMENTS_AT_ONCE);
   let border: Border = { name: dense.inputs[0]!.name, store: null, dims: [] };
   try {
     for (const [at, stretch] of stretches.entries()) {
@@ -138,30 +138,6 @@ async function collectStatistics(
   } finally {
     await border.store?.dispose();
   }
-}
-
-/** Joins neighboring segments as long as their second moments fit into memory together. */
-function inStretches(segments: readonly Segment[]): Segment[] {
-  const stretches: Segment[] = [];
-  let doubles = 0;
-  for (const segment of segments) {
-    const own = segment.waves
-      .flat()
-      .reduce((sum, l) => sum + l.groups * l.inFeaturesPerGroup ** 2, 0);
-    const last = stretches.at(-1);
-    if (last && doubles + own <= MOMENTS_AT_ONCE) {
-      doubles += own;
-      stretches[stretches.length - 1] = {
-        inputName: last.inputName,
-        outputName: segment.outputName,
-        waves: [...last.waves, ...segment.waves],
-      };
-    } else {
-      doubles = own;
-      stretches.push(segment);
-    }
-  }
-  return stretches;
 }
 
 async function writeMoments(path: string, H: Float64Array, mean: Float64Array): Promise<void> {

@@ -127,8 +127,10 @@ class GramCollector {
     const count = this.#filled / this.#width;
     const rows = this.#rows.subarray(0, this.#filled);
     this.#filled = 0;
-    const { groups, cols } = this.#sums;
-    this.#sums.add(await this.#products(rows, count), sumsOf(rows, groups * cols), count);
+    const width = this.#width;
+    const ones = { data: new Float32Array(count).fill(1), rows: 1, cols: count };
+    const sums = await this.#gemm(ones, { data: rows, rows: count, cols: width });
+    this.#sums.add(await this.#products(rows, count), sums, count);
   }
 
   async #products(rows: Float32Array, count: number): Promise<Float32Array> {
@@ -148,14 +150,6 @@ class GramCollector {
     }
     return products;
   }
-}
-
-function sumsOf(rows: Float32Array, width: number): Float32Array {
-  const sums = new Float64Array(width);
-  for (let at = 0; at < rows.length; at += width) {
-    for (let j = 0; j < width; j++) sums[j]! += rows[at + j]!;
-  }
-  return Float32Array.from(sums);
 }
 
 function addProducts(
@@ -232,7 +226,11 @@ export function tapLayers(
     },
     finish: async () => {
       const grams = new Map<string, LayerGram>();
-      for (const [name, { to }] of collectors) grams.set(name, await to.finish());
+      for (const [name, { to }] of collectors) {
+        grams.set(name, await to.finish());
+        // Its sums are as large as what it made of them.
+        collectors.delete(name);
+      }
       return samples.map(({ rowsName }) => grams.get(rowsName)!);
     },
   };

@@ -1,6 +1,6 @@
 import { findBorders } from "../onnx/borders.ts";
 import type { Graph } from "../onnx/graph.ts";
-import type { PrunableLayer } from "../onnx/prunable-layers.ts";
+import { findPrunableLayers, type PrunableLayer } from "../onnx/prunable-layers.ts";
 import { readsOf } from "../onnx/query.ts";
 
 /** A stretch of the network between two values that everything passes through. */
@@ -16,6 +16,11 @@ export interface Segment {
 
 /** A border that is this much larger than the last cut is no good place to keep activations. */
 const LARGEST_GROWTH = 2;
+/**
+ * Where the work is known, a border is worth keeping from so many multiplications for each of its
+ * values on: below it, copying the values costs more than computing them a second time.
+ */
+const WORK_A_VALUE = 200;
 
 /**
  * Cuts a network at its borders into segments with at least one layer to prune, so that the
@@ -23,18 +28,20 @@ const LARGEST_GROWTH = 2;
  *
  * @param layers the layers to prune, of this very graph.
  * @param sizeOf values of one picture at each border, the graph's input included.
- * @param positions output positions of one picture; by default every layer starts a wave.
+ * @param positions output positions of one picture, for every layer of the graph, be it pruned or
+ *   not; without it, every layer starts a wave and borders are judged by their size alone.
  */
 export function cutSegments(
   graph: Graph,
   layers: readonly PrunableLayer[],
   sizeOf: ReadonlyMap<string, number>,
-  positions: (layer: PrunableLayer) => number = () => 1,
+  positions?: (layer: PrunableLayer) => number,
 ): Segment[] {
   const position = new Map<string, number>();
   graph.nodes.forEach((node, index) => {
     for (const name of node.outputs) position.set(name, index);
   });
+  const workOf = positions && workBetween(graph, positions);
   const segments: Segment[] = [];
   const input = graph.inputs[0]!.name;
   let from = { name: input, position: -1 };
@@ -43,13 +50,48 @@ export function cutSegments(
     const end = position.get(name) ?? graph.nodes.length;
     const inside = layers.filter((l) => l.nodeIndex > from.position && l.nodeIndex <= end);
     const last = name === borders.at(-1);
-    const small = (sizeOf.get(name) ?? 0) <= LARGEST_GROWTH * (sizeOf.get(from.name) ?? 1);
-    if (!last && (inside.length === 0 || !small || splitsBias(inside, end))) continue;
-    const waves = inside.length > 0 ? wavesOf(graph, inside, positions) : [];
+    const size = sizeOf.get(name) ?? 0;
+    const worth = workOf
+      ? workOf(from.position, end) >= WORK_A_VALUE * size
+      : size <= LARGEST_GROWTH * (sizeOf.get(from.name) ?? 1);
+    if (!last && (inside.length === 0 || !worth || splitsBias(inside, end))) continue;
+    const waves = inside.length > 0 ? wavesOf(graph, inside, positions ?? (() => 1)) : [];
     segments.push({ inputName: from.name, outputName: name, waves });
     from = { name, position: end };
   }
   return segments;
+}
+
+/** Joins neighboring segments as long as the second moments of their layers fit into memory. */
+export function joinSegments(segments: readonly Segment[], doubles: number): Segment[] {
+  const joined: Segment[] = [];
+  let used = 0;
+  for (const segment of segments) {
+    const own = segment.waves
+      .flat()
+      .reduce((sum, l) => sum + l.groups * l.inFeaturesPerGroup ** 2, 0);
+    const last = joined.at(-1);
+    if (last && used + own <= doubles) {
+      used += own;
+      const { inputName } = last;
+      const waves = [...last.waves, ...segment.waves];
+      joined[joined.length - 1] = { inputName, outputName: segment.outputName, waves };
+    } else {
+      used = own;
+      joined.push(segment);
+    }
+  }
+  return joined;
+}
+
+/** Multiplications for one picture between two nodes of a graph, those of its layers. */
+function workBetween(graph: Graph, positions: (layer: PrunableLayer) => number) {
+  const all = findPrunableLayers(graph).map((layer) => ({
+    at: layer.nodeIndex,
+    work: layer.outFeatures * layer.inFeaturesPerGroup * positions(layer),
+  }));
+  return (after: number, upTo: number): number =>
+    all.reduce((sum, { at, work }) => sum + (at > after && at <= upTo ? work : 0), 0);
 }
 
 /** A cut between a product and the Add of its bias would part what is corrected together. */

@@ -16,7 +16,10 @@ import { advance, type Border, borderSizes } from "./border.ts";
 import type { CompressEnvironment, Refusal } from "./environment.ts";
 import { collectGrams } from "./layer-grams.ts";
 import { reasonToLeave } from "./layer-patterns.ts";
-import { cutSegments } from "./segments.ts";
+import { cutSegments, joinSegments } from "./segments.ts";
+
+/** Most doubles of second moments that are summed up in one run. */
+const MOMENTS_AT_ONCE = 32 * 2 ** 20;
 
 /** What one level of zeros costs one layer, all others left dense. */
 interface SparsityLevel {
@@ -75,7 +78,8 @@ export async function measureSparsity(
     return reason === null;
   });
   const { engine, calibration, levels } = options;
-  const segments = cutSegments(dense, layers, await borderSizes(dense, engine, calibration));
+  const sizes = await borderSizes(dense, engine, calibration);
+  const segments = joinSegments(cutSegments(dense, layers, sizes), MOMENTS_AT_ONCE);
   const store = new ActivationStore(`${options.workDir}/solutions.f32`, options.memoryBytes);
   const tables: LayerSparsity[] = [];
   const places = new Map<string, number>();
@@ -90,6 +94,7 @@ export async function measureSparsity(
         tables.push(await solveLevels(dense, layer, grams[i]!, store, first, options));
         options.onProgress(tables.length, layers.length);
       }
+      if (at === segments.length - 1) break;
       const part = extractSubgraph(dense, [segment.inputName], [segment.outputName]);
       const next = await advance(part, border, options, `tables-${at + 1}`);
       await border.store?.dispose();
@@ -101,6 +106,8 @@ export async function measureSparsity(
   } finally {
     await border.store?.dispose();
   }
+  const order = new Map(layers.map(({ name }, i) => [name, i]));
+  tables.sort((a, b) => order.get(a.name)! - order.get(b.name)!);
   const rowsOf = new Map(layers.map((layer) => [layer.name, layer.outFeatures]));
   return {
     layers: tables,

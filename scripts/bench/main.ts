@@ -2,6 +2,7 @@ import { cpus, totalmem } from "node:os";
 import { Command } from "commander";
 import { benchBaselines } from "./baselines.ts";
 import { benchBreadth } from "./breadth.ts";
+import { benchPass } from "./pass.ts";
 import { benchServing } from "./serving.ts";
 import { benchSpecialize } from "./specialize.ts";
 import { benchSpeed } from "./speed.ts";
@@ -15,6 +16,7 @@ const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   station: () => benchStation(),
   specialize: () => benchSpecialize(),
   speed: () => benchSpeed(),
+  pass: () => benchPass(),
   baselines: () => benchBaselines(),
   breadth: () => benchBreadth(),
 };
