@@ -38,7 +38,7 @@ const STARTS = new Set(["Conv", "Gemm", "MatMul", "LayerNormalization", "ReduceM
  * that what the runtime fuses (a convolution with its activation, a sum) stays together. Each
  * block has at least one layer with weights.
  */
-function cutBlocks(graph: Graph, size: PictureSize): Block[] {
+export function cutBlocks(graph: Graph, size: PictureSize): Block[] {
   const input = graph.inputs[0]!.name;
   const output = graph.outputs[0]!.name;
   const shapes = shapesOf(graph, size);

@@ -495,7 +495,7 @@ function bytesOf(left: number, weights: number): number {
 }
 
 /** Square and other sizes of the same shape, largest first. */
-function smallerSizes({ height, width }: PictureSize): PictureSize[] {
+export function smallerSizes({ height, width }: PictureSize): PictureSize[] {
   const sizes: PictureSize[] = [];
   const short = Math.min(height, width);
   const least = Math.max(MIN_SIZE, LEAST_SIZE * short);
