@@ -49,6 +49,28 @@ export function withRanges(
   return { graph: handingOut(graph, nodes, constants, all), outputs };
 }
 
+/**
+ * The graph that hands out the largest size of each channel of `[N, C, h, w]` values, `[C]` each.
+ *
+ * @returns names of the outputs, by value.
+ */
+export function withChannelRanges(
+  graph: Graph,
+  names: readonly string[],
+): { readonly graph: Graph; readonly outputs: readonly string[] } {
+  const nodes: Node[] = [];
+  const constants = new Map<string, Tensor>([[`${PREFIX}axes`, int64Tensor([3], [0, 2, 3])]]);
+  const outputs = names.map((name, i): string => {
+    const at = `${PREFIX}${i}`;
+    nodes.push(node("Abs", [name], [`${at}_size`]));
+    const how = graph.opset < 18 ? { axes: [0, 2, 3] } : {};
+    const inputs = graph.opset < 18 ? [`${at}_size`] : [`${at}_size`, `${PREFIX}axes`];
+    nodes.push(node("ReduceMax", inputs, [`${at}_largest`], { keepdims: 0, ...how }));
+    return `${at}_largest`;
+  });
+  return { graph: handingOut(graph, nodes, constants, outputs), outputs };
+}
+
 /** A value, the node whose output tells how well it is stored, and ways to store it. */
 export interface EncodingTrial {
   readonly value: string;

@@ -53,7 +53,7 @@ export async function chooseFloat(
   options: CompressEnvironment,
 ): Promise<FloatChoice> {
   const { dense, rounded, nodes, form, largestError } = problem;
-  const few = { ...options, calibration: firstBatches(options.calibration) };
+  const few = { ...options, calibration: firstBatches(options.calibration, BATCHES) };
   const wanted = await outputsOf(dense, few.calibration, few.engine, few.signal);
   const errorOf = (left: ReadonlySet<string>) => measureError(form(rounded, left), wanted, few);
   let left = new Set<string>();
@@ -82,8 +82,9 @@ export async function chooseFloat(
   return { left, error };
 }
 
-function firstBatches(calibration: Calibration): Calibration {
-  const batches = Math.min(BATCHES, calibration.batches);
+/** A calibration set cut off after some batches. */
+export function firstBatches(calibration: Calibration, most: number): Calibration {
+  const batches = Math.min(most, calibration.batches);
   return { batches, read: (batch) => calibration.read(batch) };
 }
 

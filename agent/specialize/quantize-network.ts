@@ -4,8 +4,10 @@ import { QDQ_OPSET, quantizeGraph } from "../onnx/qdq.ts";
 import { absorbClipping, encodedValues, integerNodes } from "../onnx/qdq-nodes.ts";
 import { type EncodingType, encodeActivations } from "./activation-encodings.ts";
 import type { CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
-import { chooseFloat } from "./float-fallback.ts";
-import { quantizeWeights } from "./quantize-weights.ts";
+import { equalizeNetwork } from "./equalize-network.ts";
+import { chooseFloat, firstBatches } from "./float-fallback.ts";
+import { compareOutputs, outputsOf } from "./output-difference.ts";
+import { type QuantizedWeights, quantizeWeights, roundAllWeights } from "./quantize-weights.ts";
 
 /** How {@link quantizeNetwork} works. */
 export interface QuantizeOptions extends CompressEnvironment {
@@ -33,45 +35,103 @@ const LARGEST_ERROR = 0.02;
  * @returns the quantized network; a report for each linear layer.
  */
 export async function quantizeNetwork(dense: Graph, options: QuantizeOptions): Promise<PassResult> {
-  const { scheme = "uint8" } = options;
   if (dense.opset < QDQ_OPSET) {
     const reason = `integers with a scale a channel need opset ${QDQ_OPSET}, and its nodes of opset ${dense.opset} cannot be raised`;
     return { graph: dense, reports: [], refused: [{ name: dense.name, reason }] };
   }
-  const named = new Set(options.float ?? []);
-  const left = new Set(
-    dense.nodes
-      .filter(({ name, outputs }) => named.has(name) || named.has(outputs[0]!))
-      .map(({ outputs }) => outputs[0]!),
+  const scheme: Scheme = { type: options.scheme ?? "uint8", left: namedNodes(dense, options) };
+  const start = await betterEqualized(dense, scheme, options);
+  const weights = await quantizeWeights(start, chosenNodes(start, scheme), options);
+  const form = await prepareForms(weights, scheme, options);
+  const choice = await chooseFloat(
+    {
+      dense,
+      rounded: weights.graph,
+      nodes: chosenNodes(dense, scheme),
+      form,
+      largestError: options.largestError ?? LARGEST_ERROR,
+    },
+    options,
   );
-  // Integers with a zero point saturate where a Relu cuts; symmetric ones do not.
-  const saturating = scheme === "uint8";
-  const chosen = integerNodes(dense, left, saturating);
-  const rounded = await quantizeWeights(dense, chosen, options);
-  const { weights } = rounded;
-  const plan = (graph: Graph, nodes: ReadonlySet<string>) =>
-    saturating ? absorbClipping(graph, nodes) : { graph, nodes };
-  const whole = plan(rounded.graph, chosen);
-  const values = encodedValues(whole.graph, whole.nodes);
-  const activations = await encodeActivations(rounded.graph, values, scheme, options);
-  const form = (graph: Graph, float: ReadonlySet<string>): Graph => {
-    const own = plan(graph, integerNodes(graph, new Set([...left, ...float]), saturating));
-    const encoded = encodedValues(own.graph, own.nodes);
-    const used = new Map(encoded.map((name) => [name, activations.get(name)!] as const));
-    return quantizeGraph(removeDeadCode(own.graph), {
-      nodes: own.nodes,
-      activations: used,
-      weights,
-    });
-  };
-  const { largestError = LARGEST_ERROR } = options;
-  const problem = { dense, rounded: rounded.graph, nodes: chosen, form, largestError };
-  const choice = await chooseFloat(problem, options);
   return {
-    graph: form(rounded.graph, choice.left),
-    reports: rounded.reports.map((r) => inFloat(r, dense, choice.left)),
+    graph: form(weights.graph, choice.left),
+    reports: weights.reports.map((report) => inFloat(report, dense, choice.left)),
     refused: [],
   };
+}
+
+/** What holds for the whole network. */
+interface Scheme {
+  readonly type: EncodingType;
+  /** Nodes that stay in float in any case, by first output. */
+  readonly left: ReadonlySet<string>;
+}
+
+function namedNodes(dense: Graph, { float = [] }: QuantizeOptions): Set<string> {
+  const named = new Set(float);
+  const nodes = dense.nodes.filter(
+    ({ name, outputs }) => named.has(name) || named.has(outputs[0]!),
+  );
+  return new Set(nodes.map(({ outputs }) => outputs[0]!));
+}
+
+/** Integers with a zero point saturate where a Relu cuts; symmetric ones do not. */
+function saturates({ type }: Scheme): boolean {
+  return type === "uint8";
+}
+
+function chosenNodes(graph: Graph, scheme: Scheme, float: ReadonlySet<string> = new Set()) {
+  return integerNodes(graph, new Set([...scheme.left, ...float]), saturates(scheme));
+}
+
+/** The nodes on integers, in a graph whose Relus are part of them where integers saturate. */
+function withIntegers(graph: Graph, scheme: Scheme, float?: ReadonlySet<string>) {
+  const nodes = chosenNodes(graph, scheme, float);
+  const own = saturates(scheme) ? absorbClipping(graph, nodes) : { graph, nodes };
+  return { ...own, values: encodedValues(own.graph, own.nodes) };
+}
+
+/** How a rounded network, or a part of it, is written with some of its nodes in float. */
+async function prepareForms(
+  { graph: rounded, weights }: QuantizedWeights,
+  scheme: Scheme,
+  options: CompressEnvironment,
+): Promise<(graph: Graph, float: ReadonlySet<string>) => Graph> {
+  const { values } = withIntegers(rounded, scheme);
+  const known = await encodeActivations(rounded, values, scheme.type, options);
+  return (graph, float) => {
+    const own = withIntegers(graph, scheme, float);
+    const activations = new Map(own.values.map((name) => [name, known.get(name)!] as const));
+    const { nodes } = own;
+    return quantizeGraph(removeDeadCode(own.graph), { nodes, activations, weights });
+  };
+}
+
+/** Batches on which the plain and the equalized network are compared. */
+const TRIAL_BATCHES = 2;
+
+/** The equalized network where its simplest integer form is closer to the dense one. */
+async function betterEqualized(
+  dense: Graph,
+  scheme: Scheme,
+  options: CompressEnvironment,
+): Promise<Graph> {
+  const equalized = await equalizeNetwork(dense, options);
+  if (equalized === dense) return dense;
+  const { engine, signal } = options;
+  const calibration = firstBatches(options.calibration, TRIAL_BATCHES);
+  const wanted = await outputsOf(dense, calibration, engine, signal);
+  const errorOf = async (graph: Graph): Promise<number> => {
+    const few = { ...options, calibration };
+    const rounded = roundAllWeights(graph, chosenNodes(graph, scheme));
+    const form = (await prepareForms(rounded, scheme, few))(rounded.graph, new Set());
+    const { relativeError } = compareOutputs(
+      wanted,
+      await outputsOf(form, calibration, engine, signal),
+    );
+    return relativeError;
+  };
+  return (await errorOf(equalized)) < (await errorOf(dense)) ? equalized : dense;
 }
 
 function inFloat(report: LayerReport, dense: Graph, left: ReadonlySet<string>): LayerReport {

@@ -31,12 +31,15 @@ export interface QuantizedWeights {
 
 /** Statistics of layers' inputs that are held at once. */
 const GRAM_BYTES = 256 * 2 ** 20;
+/** A row of a grouped layer with no more weights is rounded as it is. */
+const FEW_WEIGHTS = 64;
 
 /**
  * Rounds the weights of linear layers to 8 bits, one scale a row, by GPTQ on the second moments of
  * their inputs (zeros stay zeros), and lets biases make up for the change of the mean. All
  * statistics are of the dense network: at 8 bits the layers before change next to nothing. Layers
- * that share weights, or are of a form that no statistics are taken of, are rounded to nearest.
+ * that share weights, have few in a row, or are of a form that no statistics are taken of, are
+ * rounded to nearest, at the scale of least squared error.
  *
  * @param nodes which layers, by first output.
  */
@@ -46,7 +49,7 @@ export async function quantizeWeights(
   options: CompressEnvironment,
 ): Promise<QuantizedWeights> {
   const layers = findPrunableLayers(dense).filter(
-    ({ outputName, sharedWith }) => nodes.has(outputName) && sharedWith.length === 0,
+    (layer) => nodes.has(layer.outputName) && layer.sharedWith.length === 0 && worthSolving(layer),
   );
   const weights = new Map<string, WeightEncoding>();
   const reports: LayerReport[] = [];
@@ -62,16 +65,47 @@ export async function quantizeWeights(
       options.onProgress(++done, layers.length);
     }
   }
-  for (const node of graph.nodes) {
+  const rest = roundAllWeights(graph, nodes, weights);
+  const all = [...reports, ...rest.reports];
+  const order = new Map(dense.nodes.map((node, i) => [node.name || node.outputs[0]!, i]));
+  all.sort((a, b) => order.get(a.name)! - order.get(b.name)!);
+  return { graph: rest.graph, weights: rest.weights, reports: all };
+}
+
+/**
+ * Rounds the weights of linear layers to the nearest of 8 bits, one scale a row.
+ *
+ * @param done weights that have been rounded already.
+ */
+export function roundAllWeights(
+  dense: Graph,
+  nodes: ReadonlySet<string>,
+  done: ReadonlyMap<string, WeightEncoding> = new Map(),
+): QuantizedWeights {
+  const weights = new Map(done);
+  const reports: LayerReport[] = [];
+  let graph = dense;
+  for (const node of dense.nodes) {
     const name = node.inputs[1] ?? "";
-    if (!nodes.has(node.outputs[0]!) || !isLinear(graph, node) || weights.has(name)) continue;
-    const tensor = graph.initializers.get(name)!;
-    const { encoding, values } = roundToNearest(toFloat32(tensor), tensor.dims, scaleAxis(node));
-    weights.set(name, encoding);
-    graph = replaceInitializer(graph, name, withFloatValues(tensor, values));
-    reports.push(report(node.name || node.outputs[0]!, encoding.values, null));
+    if (!nodes.has(node.outputs[0]!) || !isLinear(dense, node)) continue;
+    if (!weights.has(name)) {
+      const tensor = graph.initializers.get(name)!;
+      const { encoding, values } = roundToNearest(toFloat32(tensor), tensor.dims, scaleAxis(node));
+      weights.set(name, encoding);
+      graph = replaceInitializer(graph, name, withFloatValues(tensor, values));
+    }
+    if (done.has(name)) continue;
+    reports.push(report(node.name || node.outputs[0]!, weights.get(name)!.values, null));
   }
   return { graph, weights, reports };
+}
+
+/**
+ * The statistics of a thousand groups cost more time than those of all other layers together, and
+ * a depthwise filter's few weights have hardly others to make up for their rounding.
+ */
+function worthSolving({ groups, inFeaturesPerGroup }: PrunableLayer): boolean {
+  return groups === 1 || inFeaturesPerGroup > FEW_WEIGHTS;
 }
 
 function chunksOf(layers: readonly PrunableLayer[]): PrunableLayer[][] {

@@ -2,6 +2,7 @@ import { cpus, totalmem } from "node:os";
 import { Command } from "commander";
 import { benchBaselines } from "./baselines.ts";
 import { benchBreadth } from "./breadth.ts";
+import { benchInt8 } from "./int8.ts";
 import { benchPass } from "./pass.ts";
 import { benchServing } from "./serving.ts";
 import { benchSpecialize } from "./specialize.ts";
@@ -12,6 +13,7 @@ import { benchSwap } from "./swap.ts";
 /** Every benchmark by name; each compares two things in one run, or says where time goes. */
 const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   serving: () => benchServing(),
+  int8: () => benchInt8(),
   swap: () => benchSwap(),
   station: () => benchStation(),
   specialize: () => benchSpecialize(),
