@@ -1,4 +1,3 @@
-import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { Command } from "commander";
 import * as v from "valibot";
@@ -19,6 +18,7 @@ import {
 import { describePlan } from "../specialize/compression-plan.ts";
 import { readModelFile } from "../specialize/network.ts";
 import { integer, real } from "./arguments.ts";
+import { cacheDir } from "./cache.ts";
 import { count, duration, megabytes, percent, table } from "./terminal.ts";
 
 /** Defaults are those of a station's configuration. */
@@ -109,7 +109,7 @@ async function compress(model: string, flags: Flags): Promise<CompressReport> {
         executionProviders: flags.provider,
         intraOpThreads: flags.threads,
         maxMegapixels: DEFAULTS.intake.maxMegapixels,
-        latencyTablePath: latencyTablePath(),
+        latencyTablePath: join(cacheDir(), "latency.json"),
         maxSeconds: 60 * flags.searchMinutes,
       },
       { log: createLogger("error"), onProgress: tell, signal: abort.signal },
@@ -151,12 +151,6 @@ async function preprocessingOf(
   if (sidecar) return { preprocessing: sidecar.preprocessing, assumed: [] };
   const { preprocessing, reasons } = guessGeneralist(await readModelFile(modelPath));
   return { preprocessing, assumed: reasons };
-}
-
-/** Measured latencies are kept for the next search on this machine. */
-function latencyTablePath(environment: NodeJS.ProcessEnv = process.env): string {
-  const cache = environment["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
-  return join(cache, "taco-agent", "latency.json");
 }
 
 /** One line a stage, or one that is written over on a terminal. */

@@ -1,5 +1,4 @@
 import { mkdir } from "node:fs/promises";
-import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { Command } from "commander";
 import * as v from "valibot";
@@ -24,6 +23,7 @@ import { splitByShots } from "../specialize/split.ts";
 import { LATENCY_ROUNDS } from "../station/latency.ts";
 import { runId } from "../station/runs.ts";
 import { integer, real } from "./arguments.ts";
+import { cacheDir } from "./cache.ts";
 import { askStation } from "./control.ts";
 import { count, duration, megabytes, percent, progressView, table } from "./terminal.ts";
 import { softwareVersion } from "./version.ts";
@@ -228,6 +228,7 @@ async function plan(flags: Flags, id: string, log: Logger): Promise<RunSpec> {
       ...options,
       aim: aimFlags(flags) ?? aimOf(DEFAULTS),
       searchSeconds: 60 * options.searchMinutes,
+      latencyTablePath: join(cacheDir(), "latency.json"),
       executionProviders: flags.provider,
       maxMegapixels: intake.maxMegapixels,
     },
@@ -279,9 +280,8 @@ async function readLabelMap(path: string | undefined): Promise<Record<string, st
 }
 
 /** Generalists of one-off commands; a station keeps its own in `station.dir`. */
-export function generalistCache(environment: NodeJS.ProcessEnv = process.env): string {
-  const cache = environment["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
-  return join(cache, "taco-agent", "generalists");
+export function generalistCache(environment?: NodeJS.ProcessEnv): string {
+  return join(cacheDir(environment), "generalists");
 }
 
 /** What a search expected of its choice; nothing where the method was stated. */

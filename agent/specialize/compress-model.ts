@@ -15,11 +15,12 @@ import { LatencyTable, thisMachine } from "../runtime/latency-table.ts";
 import type { CompressionPlan } from "./compression-plan.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./environment.ts";
+import { frontLimit } from "./front.ts";
 import { compareLatency, type TimedGraph } from "./graph-latency.ts";
 import { loadNetwork, type Network, readModelFile } from "./network.ts";
 import { compareOutputs, type OutputDifference, outputsOf } from "./output-difference.ts";
 import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
-import { frontLimit, type SearchResult, searchPlans } from "./search.ts";
+import { type SearchResult, searchPlans } from "./search.ts";
 import {
   openUnlabeled,
   type PictureUse,

@@ -1,6 +1,6 @@
 import * as v from "valibot";
 import { type Aim, measureOf, printAim } from "../aim.ts";
-import { chooseFromFront } from "../compress/budget.ts";
+import { chooseFromFront, type FrontLimit } from "../compress/budget.ts";
 import { compressionPlanSchema } from "./compression-plan.ts";
 
 const count = v.pipe(v.number(), v.integer());
@@ -78,7 +78,7 @@ export function chooseForAim(
     // A drop that nobody could judge is none that a limit on it may allow.
     drop: point.expectedDropPoints ?? (point.index === 0 ? 0 : Number.POSITIVE_INFINITY),
   }));
-  const limit = limitOf(aim, generalistParameters);
+  const limit = frontLimit(aim, generalistParameters);
   const found = chooseFromFront(tradeoffs, limit);
   if (found) return { point: found.point, problem: null };
   const key = "maxCost" in limit ? "cost" : "drop";
@@ -89,7 +89,8 @@ export function chooseForAim(
   };
 }
 
-function limitOf(aim: Aim, parameters: number): { maxCost: number } | { maxDrop: number } {
+/** What an aim allows, on latency over the dense network's, non-zero weights or bytes. */
+export function frontLimit(aim: Aim, parameters: number): FrontLimit {
   if ("aim" in aim) return { maxDrop: aim.maxDropPoints };
   if ("speedup" in aim) return { maxCost: 1 / aim.speedup };
   if ("nonzeroReduction" in aim) return { maxCost: parameters / aim.nonzeroReduction };

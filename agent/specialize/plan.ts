@@ -114,6 +114,7 @@ export function makeSpec(parts: SpecParts): RunSpec {
       method: options.method,
       aim: { ...options.aim },
       searchSeconds: options.searchSeconds,
+      latencyTablePath: options.latencyTablePath,
       blockSize: options.blockSize,
       damping: options.damping,
       calibrationPictures: options.calibrationPictures,

@@ -10,6 +10,7 @@ import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
 import type { LatencyTable } from "../runtime/latency-table.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import type { CompressEnvironment, Refusal } from "./environment.ts";
+import { frontLimit } from "./front.ts";
 import { type GroupTable, type GroupTables, measureGroups, stitch } from "./group-tables.ts";
 import { integerForm } from "./integer-form.ts";
 import { type LatencyModel, openLatencyModel, type PictureSize } from "./latency-model.ts";
@@ -94,14 +95,6 @@ export async function searchPlans(options: SearchOptions): Promise<SearchResult>
   } finally {
     await search.close();
   }
-}
-
-/** What an aim allows, in the units of {@link SearchedPlan}. */
-export function frontLimit(aim: Aim, parameters: number): FrontLimit {
-  if ("aim" in aim) return { maxDrop: aim.maxDropPoints };
-  if ("speedup" in aim) return { maxCost: 1 / aim.speedup };
-  if ("nonzeroReduction" in aim) return { maxCost: parameters / aim.nonzeroReduction };
-  return { maxCost: aim.maxBytes };
 }
 
 /** A setting of the coarse levers, and what it costs and loses by itself. */

@@ -55,6 +55,8 @@ export const runSpecSchema = v.strictObject({
     aim: aimSchema,
     /** Seconds that an `auto` method may search. */
     searchSeconds: v.number(),
+    /** File that keeps latencies measured on this machine for the next search. */
+    latencyTablePath: v.string(),
     /** Columns per block of SparseGPT. */
     blockSize: whole,
     /** Damping of the Hessian relative to its mean diagonal. */

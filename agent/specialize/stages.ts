@@ -1,7 +1,6 @@
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
-import { measureOf } from "../aim.ts";
 import { readPicture } from "../data/picture.ts";
 import { messageOf } from "../errors.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
@@ -22,6 +21,7 @@ import { countParameters } from "../onnx/initializers.ts";
 import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
 import { DataType, floatTensor } from "../onnx/tensor.ts";
 import { makeKnownAnswers } from "../runtime/known-answers.ts";
+import { LatencyTable, thisMachine } from "../runtime/latency-table.ts";
 import { openSession } from "../runtime/session.ts";
 import type { Progress } from "./compress-network.ts";
 import { type CompressionPlan, describePlan, NO_CHANGE } from "./compression-plan.ts";
@@ -45,13 +45,14 @@ import {
   headSchema,
 } from "./front.ts";
 import { compareLatency } from "./graph-latency.ts";
-import { gridOfPlans } from "./grid.ts";
 import { loadNetwork, type Network } from "./network.ts";
 import type { CachedPicture } from "./picture-cache.ts";
 import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
 import { runPaths } from "./run.ts";
 import { decodePictures, RunPictures, type Sample } from "./run-pictures.ts";
 import { expectedDropPoints, type FeatureScore, scoreFeatures } from "./score.ts";
+import { searchPlans } from "./search.ts";
+import type { SearchedPlan } from "./search-space.ts";
 import { type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
 
 /** What the stages of a run need beside its spec. */
@@ -67,6 +68,8 @@ export interface StageContext {
 
 /** Activations of one border that stay in memory; two borders are held at a time. */
 const BORDER_MEMORY_BYTES = 128 * 2 ** 20;
+/** Plans for the aim that are built at most, and others along the front. */
+const MAX_PLANS = 3;
 /** A checkpoint of the network while it is compressed, at most this often. */
 const CHECKPOINT_MS = 20_000;
 /** Seeds and tolerance of the known answers; float32 sums differ by about 1e-5 between machines. */
@@ -188,11 +191,50 @@ class Run {
       const { plan } = planOf(method, network.backbone);
       plans.push({ plan, predictedLatencyRatio: null });
     } else if (method.kind === "auto") {
-      const { preprocessing } = spec.generalist;
-      const grid = gridOfPlans(network.backbone, measureOf(spec.options.aim), preprocessing);
-      plans.push(...grid.map((plan) => ({ plan, predictedLatencyRatio: null })));
+      for (const { plan, latencyRatio } of await this.#searchedPlans()) {
+        plans.push({ plan, predictedLatencyRatio: latencyRatio });
+      }
     }
     await writeJsonAtomic(this.#work("plans.json"), plans);
+  }
+
+  /**
+   * The plans nearest to the aim, and a few along the whole front, so that another aim finds
+   * something to choose from later.
+   */
+  async #searchedPlans(): Promise<SearchedPlan[]> {
+    const { spec, log, onProgress, signal } = this.#context;
+    const { network, pictures } = this.#loaded();
+    const { aim, searchSeconds, seed, latencyTablePath } = spec.options;
+    const plain = pictures.samples("train");
+    const score = async (graph: Graph, size: InputSize) =>
+      this.#score(await this.#run(graph, plain, size, "search"), plain);
+    const dense = await score(network.backbone, null);
+    const { parameters } = countParameters(network.graph);
+    const head = this.#inputs() * pictures.classes.length + pictures.classes.length;
+    const { chosen, front, refused } = await searchPlans({
+      dense: network.backbone,
+      size: spec.generalist.preprocessing,
+      aim,
+      environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
+      judge: async (graph, size) => {
+        const other = await score(graph, size);
+        return { loss: other.loss, dropPoints: expectedDropPoints(dense, other) };
+      },
+      table: await LatencyTable.open(latencyTablePath, thisMachine(spec.options), log),
+      parameters,
+      restParameters: head,
+      maxSeconds: searchSeconds,
+      maxPlans: MAX_PLANS,
+      seed,
+      onProgress: (share) => onProgress("search", share, 1),
+      signal,
+    });
+    log.debug({ refused }, "levers that the search could not use");
+    const others = front.filter((point) => point.plan !== NO_CHANGE && !chosen.includes(point));
+    const step = Math.max(1, others.length / MAX_PLANS);
+    const spread = others.filter((_, i) => Math.floor(i % step) === 0).slice(0, MAX_PLANS);
+    return [...chosen, ...spread];
   }
 
   /** Builds the network of every plan; point 0 is the dense one. */
@@ -455,19 +497,22 @@ class Run {
     const complete = classOf.every((c) => c >= 0);
     const prior = classOf.some((c) => c >= 0) ? { rows, complete } : null;
     const options = { seed: spec.options.seed, gemm: engine.gemm, signal };
-    return fitHead(this.#labeled(features), prior, options);
+    return fitHead(this.#labeled(features, pictures.trainingSamples()), prior, options);
   }
 
-  #score(features: Float32Array): Promise<FeatureScore> {
+  /** @param samples whose features they are, row by row. */
+  #score(
+    features: Float32Array,
+    samples: readonly Sample[] = this.#loaded().pictures.trainingSamples(),
+  ): Promise<FeatureScore> {
     const { spec, engine, signal } = this.#context;
     const options = { seed: spec.options.seed, gemm: engine.gemm, signal };
-    return scoreFeatures(this.#labeled(features), options);
+    return scoreFeatures(this.#labeled(features, samples), options);
   }
 
-  /** @param features of every training sample, row by row. */
-  #labeled(features: Float32Array): TrainingFeatures {
+  #labeled(features: Float32Array, of: readonly Sample[]): TrainingFeatures {
     const { pictures } = this.#loaded();
-    const samples = pictures.trainingSamples().map(({ row }) => pictures.pictures[row]!);
+    const samples = this.#frames(of);
     return {
       features,
       inputs: features.length / samples.length,

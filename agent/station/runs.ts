@@ -149,6 +149,7 @@ export class RunFlow {
         ...options,
         aim: aimOf(config),
         searchSeconds: 60 * options.searchMinutes,
+        latencyTablePath: join(config.station.dir, "latency.json"),
         executionProviders: [...inference.executionProviders],
         maxMegapixels: intake.maxMegapixels,
       },

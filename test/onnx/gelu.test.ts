@@ -1,8 +1,12 @@
 import assert from "node:assert/strict";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
+import { InferenceSession } from "onnxruntime-node";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
 import { canonicalizeGelus } from "../../agent/onnx/gelu.ts";
-import type { Graph, Node } from "../../agent/onnx/graph.ts";
+import { type Graph, type Node, readGraph, writeGraph } from "../../agent/onnx/graph.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
 import { largestDifference, randomInput, runGraph } from "./run-graph.helpers.ts";
 
@@ -61,5 +65,22 @@ test("gelu: PyTorch's order stays as it is, and so does what is no GELU", () => 
   ]) {
     const graph = build(nodes);
     assert.equal(canonicalizeGelus(graph), graph);
+  }
+});
+
+test("gelu: ONNX Runtime runs the rewritten one as a single node, the other not", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "taco-gelu-"));
+  try {
+    const optimized = async (graph: Graph): Promise<string[]> => {
+      const path = join(folder, "optimized.onnx");
+      const options = { optimizedModelFilePath: path, logSeverityLevel: 3 } as const;
+      await (await InferenceSession.create(writeGraph(graph), options)).release();
+      return readGraph(await readFile(path)).nodes.map(({ opType }) => opType);
+    };
+    const written = build([...MULTIPLIED, mul("s", "half", "h"), mul("x", "h", "y")]);
+    assert.equal((await optimized(written)).length, 5);
+    assert.deepEqual(await optimized(canonicalizeGelus(written)), ["Gelu"]);
+  } finally {
+    await rm(folder, { recursive: true });
   }
 });

@@ -14,7 +14,7 @@ import { countParameters } from "../../agent/onnx/initializers.ts";
 import { checkKnownAnswers } from "../../agent/runtime/known-answers.ts";
 import { openSession } from "../../agent/runtime/session.ts";
 import { chooseClasses, makeSpec } from "../../agent/specialize/plan.ts";
-import { type RunEvent, specialize } from "../../agent/specialize/run.ts";
+import { type RunEvent, reopenRun, specialize } from "../../agent/specialize/run.ts";
 import type { RunResult, RunSpec } from "../../agent/specialize/spec.ts";
 import { splitByShots } from "../../agent/specialize/split.ts";
 import { drawPicture, LABELS, writeTinyGeneralist } from "../flow/station.helpers.ts";
@@ -59,6 +59,7 @@ async function specOf(
       method: "unstructured:0.5",
       aim: { aim: "latency", maxDropPoints: 1 },
       searchSeconds: 60,
+      latencyTablePath: join(root, "latency.json"),
       blockSize: 128,
       damping: 0.01,
       calibrationPictures: 64,
@@ -205,6 +206,29 @@ test("run: method none takes nothing away, and N:M its share", async () => {
   assert.equal(dense.candidate.accuracy, dense.dense.accuracy);
   const nm = await run(await specOf({ method: "nm:2:4" }), join(root, "runs", "nm"));
   assert.ok(nm.candidate.nonzero < 0.65 * nm.dense.nonzero, `${nm.candidate.nonzero}`);
+});
+
+test("run: method auto keeps to its aim, and another aim is chosen from what it built", async () => {
+  const runDir = join(root, "runs", "auto");
+  const aim = { nonzeroReduction: 2 };
+  const spec = await specOf({ method: "auto", aim, searchSeconds: 20 });
+  const result = await run(spec, runDir);
+  const { generalistParameters, candidate, chosen } = result;
+  assert.ok(chosen.index > 0, "something was built");
+  assert.ok(candidate.nonzero <= generalistParameters / 2, `${candidate.nonzero} non-zero`);
+  assert.equal(chosen.nonzero, candidate.nonzero, "the front says what was served");
+  const other = { aim: "nonzero", maxDropPoints: 0 } as const;
+  const again = await run(await reopenRun(runDir, spec, other), runDir);
+  assert.ok((again.chosen.expectedDropPoints ?? 1) <= 0, "nothing is lost that may not be");
+  const done = again.stages.filter(({ name }) => name === "search" || name === "compress");
+  const before = result.stages.filter(({ name }) => name === "search" || name === "compress");
+  assert.deepEqual(done, before, "nothing was searched or built again");
+  assert.equal(again.dense.accuracy, result.dense.accuracy);
+});
+
+test("run: a run of a stated method has nothing to choose from, and says so", async () => {
+  const spec = await specOf();
+  await assert.rejects(reopenRun(root, spec, { speedup: 2 }), /expected a run of method auto/);
 });
 
 test("run: an unreadable picture is left out and named", async () => {

@@ -13,9 +13,10 @@ import { LatencyTable, thisMachine } from "../../agent/runtime/latency-table.ts"
 import { NO_CHANGE } from "../../agent/specialize/compression-plan.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
+import { frontLimit } from "../../agent/specialize/front.ts";
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
 import { applyPlan } from "../../agent/specialize/pipeline.ts";
-import { frontLimit, searchPlans, smallerSizes } from "../../agent/specialize/search.ts";
+import { searchPlans, smallerSizes } from "../../agent/specialize/search.ts";
 import { exploreSpace, type SearchSpace } from "../../agent/specialize/search-space.ts";
 import { pictureClassifier } from "./picture-classifier.helpers.ts";
 
