@@ -1,14 +1,14 @@
 import { join, resolve } from "node:path";
 import { Command } from "commander";
 import * as v from "valibot";
-import { type Aim, type AimParts, MEASURES, parseAim } from "../aim.ts";
+import { type Aim, type AimParts, parseAim } from "../aim.ts";
 import { stationConfigSchema } from "../config/schema.ts";
 import { listPictures } from "../data/picture-folder.ts";
 import { AgentError, messageOf } from "../errors.ts";
 import { guessGeneralist } from "../generalist/inspect.ts";
 import { readSidecar, sidecarPathOf } from "../generalist/sidecar.ts";
 import { createLogger } from "../log.ts";
-import { METHOD_SYNTAX, type Method, parseMethod } from "../method.ts";
+import { type Method, parseMethod } from "../method.ts";
 import type { Preprocessing } from "../model.ts";
 import {
   type CompressModelProgress,
@@ -17,7 +17,7 @@ import {
 } from "../specialize/compress-model.ts";
 import { describePlan } from "../specialize/compression-plan.ts";
 import { readModelFile } from "../specialize/network.ts";
-import { integer, real } from "./arguments.ts";
+import { addMethodFlags, integer, real } from "./arguments.ts";
 import { cacheDir } from "./cache.ts";
 import { count, duration, megabytes, percent, table } from "./terminal.ts";
 
@@ -42,23 +42,9 @@ interface Flags extends AimParts {
 /** `taco compress`: the compression engine alone, on any ONNX classifier, without labels. */
 export function compressCommand(): Command {
   const { specialize: run, inference } = DEFAULTS;
-  return new Command("compress")
+  const command = new Command("compress")
     .description("make an ONNX classifier smaller or faster with nothing but pictures")
     .argument("<model>", "an ONNX file; the JSON of the same name says how pictures become input")
-    .option("--method <method>", METHOD_SYNTAX)
-    .option("--aim <measure>", `with auto: the least ${MEASURES.join(", ")}`)
-    .option(
-      "--max-drop-points <points>",
-      "share of top answers, in percent, that --aim may change",
-      real(0, 100),
-    )
-    .option("--speedup <times>", "with auto: at least so many times the speed", real(1, 1e6))
-    .option(
-      "--nonzero-reduction <times>",
-      "with auto: at least so many times fewer non-zero parameters",
-      real(1, 1e6),
-    )
-    .option("--max-bytes <n>", "with auto: a file of at most so many bytes", real(1, 1e12))
     .requiredOption("--calibrate <folder>", "pictures, of what the model will see; no labels")
     .requiredOption("--out <file>", "ONNX file to write")
     .option("--input-size <pixels>", "height and width of the input", integer(16))
@@ -70,7 +56,6 @@ export function compressCommand(): Command {
     )
     .option("--batch-size <n>", "pictures in one pass", integer(1), run.batchSize)
     .option("--damping <share>", "of the Hessian's mean diagonal", real(1e-8, 1), run.damping)
-    .option("--search-minutes <n>", "with auto: at most", real(0.1, 1440), run.searchMinutes)
     .option("--seed <n>", "fixes all that is left to chance", integer(0), run.seed)
     .option("--threads <n>", "threads of one operator; 0: one a processor", integer(0), 0)
     .option("--provider <name...>", "execution providers, in order", inference.executionProviders)
@@ -79,6 +64,7 @@ export function compressCommand(): Command {
       const result = await compress(model, flags);
       process.stdout.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : summary(result));
     });
+  return addMethodFlags(command, run.searchMinutes);
 }
 
 /** What `--json` prints. */

@@ -2,7 +2,7 @@ import { mkdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { Command } from "commander";
 import * as v from "valibot";
-import { type Aim, parseAim } from "../aim.ts";
+import { type Aim, type AimParts, parseAim } from "../aim.ts";
 import { isoTime, systemClock } from "../clock.ts";
 import { aimOf, stationConfigSchema } from "../config/schema.ts";
 import { openDataset } from "../data/dataset.ts";
@@ -11,7 +11,6 @@ import { AgentError, messageOf } from "../errors.ts";
 import { readJsonIfExists } from "../files.ts";
 import { resolveGeneralist } from "../generalist/add.ts";
 import { createLogger, type Logger } from "../log.ts";
-import { METHOD_SYNTAX } from "../method.ts";
 import type { ModelMetrics } from "../model.ts";
 import { Inference } from "../serve/inference.ts";
 import { describePlan } from "../specialize/compression-plan.ts";
@@ -22,7 +21,7 @@ import { type RunResult, type RunSpec, runSpecSchema } from "../specialize/spec.
 import { splitByShots } from "../specialize/split.ts";
 import { LATENCY_ROUNDS } from "../station/latency.ts";
 import { runId } from "../station/runs.ts";
-import { integer, real } from "./arguments.ts";
+import { addMethodFlags, integer, real } from "./arguments.ts";
 import { cacheDir } from "./cache.ts";
 import { askStation } from "./control.ts";
 import { count, duration, megabytes, percent, progressView, table } from "./terminal.ts";
@@ -31,7 +30,7 @@ import { softwareVersion } from "./version.ts";
 /** Defaults of a one-off run are those of a station's configuration. */
 const DEFAULTS = v.parse(stationConfigSchema, { station: { id: "one-off", dir: "." } });
 
-interface Flags {
+interface Flags extends AimParts {
   config?: string;
   generalist: string;
   labels?: string;
@@ -41,11 +40,6 @@ interface Flags {
   seed: number;
   method?: string;
   sparsity?: number;
-  aim?: string;
-  maxDropPoints?: number;
-  speedup?: number;
-  nonzeroReduction?: number;
-  maxBytes?: number;
   searchMinutes: number;
   cropTop: number;
   cropBottom: number;
@@ -66,7 +60,7 @@ interface Flags {
 /** `taco specialize`: one run, on a folder of labeled pictures or on a station. */
 export function specializeCommand(): Command {
   const { specialize: run, intake, inference } = DEFAULTS;
-  return new Command("specialize")
+  const command = new Command("specialize")
     .description("make a specialized, compressed model from labeled pictures and judge it")
     .option("--config <file>", "run on this station's own labels, and serve what is accepted")
     .option("--generalist <name|file|URL>", "model to start from", DEFAULTS.generalist)
@@ -81,18 +75,7 @@ export function specializeCommand(): Command {
       integer(0),
       run.seed,
     )
-    .option("--method <method>", `what is done to the network: ${METHOD_SYNTAX}`)
     .option("--sparsity <share>", "short for --method unstructured:<share>", real(0, 0.99))
-    .option("--aim <measure>", "latency, nonzero or bytes: the least that --max-drop-points allows")
-    .option("--max-drop-points <points>", "accuracy that --aim may cost", real(0, 100))
-    .option("--speedup <times>", "the best accuracy at so many times the speed", real(1, 1e6))
-    .option(
-      "--nonzero-reduction <times>",
-      "the best accuracy at so many times fewer non-zero parameters",
-      real(1, 1e6),
-    )
-    .option("--max-bytes <n>", "the best accuracy in a file of so many bytes", real(1, 1e12))
-    .option("--search-minutes <n>", "minutes to search at most", real(0.1, 1440), run.searchMinutes)
     .option("--block-size <n>", "columns pruned at a time", integer(1), run.blockSize)
     .option("--damping <share>", "of the Hessian's mean diagonal", real(1e-8, 1), run.damping)
     .option(
@@ -123,6 +106,7 @@ export function specializeCommand(): Command {
       const result = await runOnce(flags, log);
       process.stdout.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : summary(result));
     });
+  return addMethodFlags(command, run.searchMinutes);
 }
 
 async function runOnce(flags: Flags, log: Logger): Promise<RunResult> {

@@ -2,6 +2,7 @@ import { type FileHandle, open, rename, stat } from "node:fs/promises";
 import { messageOf, systemCode } from "../errors.ts";
 import { writeAt, writeJsonAtomic } from "../files.ts";
 import type { Preprocessing } from "../model.ts";
+import type { Calibration } from "./environment.ts";
 
 /** A picture of the run that could be decoded, at its row of the cache. */
 export interface CachedPicture {
@@ -9,6 +10,13 @@ export interface CachedPicture {
   readonly label: string;
   readonly burst: string;
   readonly role: "train" | "heldOut";
+}
+
+/** A picture as it is or mirrored left to right. */
+export interface Sample {
+  /** Position in the list of pictures. */
+  readonly row: number;
+  readonly flipped: boolean;
 }
 
 /**
@@ -67,6 +75,26 @@ export class PictureCache {
       }
     }
     return result;
+  }
+
+  /**
+   * Pictures as a network's input, batch by batch.
+   *
+   * @param samples rows, each as it is or mirrored. @param batchSize pictures in a batch.
+   */
+  batches(samples: readonly Sample[], batchSize: number): Calibration {
+    const { height, width } = this.#shape;
+    return {
+      batches: Math.ceil(samples.length / batchSize),
+      read: async (batch) => {
+        const part = samples.slice(batch * batchSize, (batch + 1) * batchSize);
+        const data = new Float32Array(part.length * 3 * height * width);
+        for (const [i, { row, flipped }] of part.entries()) {
+          data.set(await this.read([row], flipped), i * 3 * height * width);
+        }
+        return { data, dims: [part.length, 3, height, width] };
+      },
+    };
   }
 
   async close(): Promise<void> {

@@ -4,16 +4,14 @@ import { readPicture } from "../data/picture.ts";
 import { readJsonIfExists } from "../files.ts";
 import { type Preprocessing, preprocessingAt } from "../model.ts";
 import type { Calibration } from "./environment.ts";
-import { type CachedPicture, fillPictureCache, PictureCache } from "./picture-cache.ts";
+import {
+  type CachedPicture,
+  fillPictureCache,
+  PictureCache,
+  type Sample,
+} from "./picture-cache.ts";
 import type { InputSize } from "./pipeline.ts";
 import type { Role } from "./split.ts";
-
-/** A picture of the run, as it is or mirrored. */
-export interface Sample {
-  /** Position in {@link RunPictures.pictures}. */
-  readonly row: number;
-  readonly flipped: boolean;
-}
 
 /** Where a run's pictures are kept, and by which rules they are read. */
 export interface RunPicturesOptions {
@@ -111,24 +109,19 @@ export class RunPictures {
 
   /**
    * Samples as a network's input, batch by batch. At another size than the network's own, the
-   * pictures of the samples' side are decoded again the first time, since a picture that is
+   * pictures of one side of the split are decoded again the first time, since a picture that is
    * scaled twice is not what the station would see.
    *
+   * @param samples at another size, of one side of the split only.
    * @param batchSize pictures in a batch.
    */
   source(samples: readonly Sample[], size: InputSize, batchSize: number): Calibration {
-    const { height, width } = size ?? this.#options.preprocessing;
-    const values = 3 * height * width;
+    let opened: Promise<Calibration> | undefined;
     return {
       batches: Math.ceil(samples.length / batchSize),
       read: async (batch) => {
-        const part = samples.slice(batch * batchSize, (batch + 1) * batchSize);
-        const data = new Float32Array(part.length * values);
-        for (const [i, { row, flipped }] of part.entries()) {
-          const { cache, at } = await this.#place(row, size);
-          data.set(await cache.read([at], flipped), i * values);
-        }
-        return { data, dims: [part.length, 3, height, width] };
+        opened ??= this.#batches(samples, size, batchSize);
+        return (await opened).read(batch);
       },
     };
   }
@@ -138,17 +131,27 @@ export class RunPictures {
     this.#caches.clear();
   }
 
-  async #place(row: number, size: InputSize): Promise<{ cache: PictureCache; at: number }> {
+  async #batches(
+    samples: readonly Sample[],
+    size: InputSize,
+    batchSize: number,
+  ): Promise<Calibration> {
     const { dir, preprocessing } = this.#options;
-    const own =
-      size === null || (size.height === preprocessing.height && size.width === preprocessing.width);
-    if (own) return { cache: await this.#open(join(dir, BASE), preprocessing), at: row };
-    const { role } = this.pictures[row]!;
-    const side = this.pictures.filter((picture) => picture.role === role);
-    const at = side.indexOf(this.pictures[row]!);
-    const shape = preprocessingAt(preprocessing, size);
-    const path = join(dir, `pictures-${size.height}x${size.width}-${role}.u8`);
-    return { cache: await this.#open(path, shape, side), at };
+    const shape = size === null ? preprocessing : preprocessingAt(preprocessing, size);
+    if (shape.height === preprocessing.height && shape.width === preprocessing.width) {
+      return (await this.#open(join(dir, BASE), shape)).batches(samples, batchSize);
+    }
+    const { role } = this.pictures[samples[0]?.row ?? 0]!;
+    const rows = this.samples(role).map(({ row }) => row);
+    const at = new Map(rows.map((row, i) => [row, i]));
+    const moved = samples.map(({ row, flipped }) => {
+      const place = at.get(row);
+      if (place === undefined) throw new RangeError(`expected samples of "${role}" alone`);
+      return { row: place, flipped };
+    });
+    const path = join(dir, `pictures-${shape.height}x${shape.width}-${role}.u8`);
+    const side = rows.map((row) => this.pictures[row]!);
+    return (await this.#open(path, shape, side)).batches(moved, batchSize);
   }
 
   #open(

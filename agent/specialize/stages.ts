@@ -46,10 +46,10 @@ import {
 } from "./front.ts";
 import { compareLatency } from "./graph-latency.ts";
 import { loadNetwork, type Network } from "./network.ts";
-import type { CachedPicture } from "./picture-cache.ts";
+import type { CachedPicture, Sample } from "./picture-cache.ts";
 import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
 import { runPaths } from "./run.ts";
-import { decodePictures, RunPictures, type Sample } from "./run-pictures.ts";
+import { decodePictures, RunPictures } from "./run-pictures.ts";
 import { expectedDropPoints, type FeatureScore, scoreFeatures } from "./score.ts";
 import { searchPlans } from "./search.ts";
 import type { SearchedPlan } from "./search-space.ts";

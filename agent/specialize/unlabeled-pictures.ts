@@ -115,23 +115,12 @@ export async function openUnlabeled(
     heldBack: rows("heldBack", false),
   };
   const cache = await PictureCache.open(file, preprocessing);
-  const batches = (list: readonly { row: number; flipped: boolean }[]): Calibration => ({
-    batches: Math.ceil(list.length / batchSize),
-    read: async (batch) => {
-      const part = list.slice(batch * batchSize, (batch + 1) * batchSize);
-      const data = new Float32Array(part.length * 3 * height * width);
-      for (const [i, { row, flipped }] of part.entries()) {
-        data.set(await cache.read([row], flipped), i * 3 * height * width);
-      }
-      return { data, dims: [part.length, 3, height, width] };
-    },
-  });
   const { trial, heldBack } = samples;
   return {
     of: {
-      calibration: batches(samples.calibration),
-      trial: batches(trial),
-      heldBack: batches(heldBack),
+      calibration: cache.batches(samples.calibration, batchSize),
+      trial: cache.batches(trial, batchSize),
+      heldBack: cache.batches(heldBack, batchSize),
     },
     count: {
       calibration: samples.calibration.length,
