@@ -307,7 +307,7 @@ function summary(result: RunResult): string {
   const times = stages.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ");
   return [
     scores,
-    `compressed: ${describePlan(result.chosen.plan)}`,
+    `network: ${describePlan(result.chosen.plan)}`,
     ...outlook(result),
     `held out: ${heldOut.frames} frames of ${heldOut.bursts} bursts`,
     `verdict: ${verdict.accepted ? "accepted" : "refused"}`,

@@ -34,7 +34,7 @@ export const NO_CHANGE: CompressionPlan = {
   int8: false,
 };
 
-/** A plan in a few words, for people: `160×160 pixels, 12 groups narrowed, int8`. */
+/** A plan in a few words, for people: `160×160 pixels, 12 groups narrowed, int8`; `dense` for none. */
 export function describePlan(plan: CompressionPlan): string {
   const { inputSize, activations, widths, sparsity, int8, droppedBlocks } = plan;
   const narrowed = Object.keys(widths).length;
@@ -47,5 +47,5 @@ export function describePlan(plan: CompressionPlan): string {
     sparse > 0 ? `zeros in ${sparse} layers` : "",
     int8 ? "int8" : "",
   ].filter((part) => part !== "");
-  return parts.length > 0 ? parts.join(", ") : "not at all";
+  return parts.length > 0 ? parts.join(", ") : "dense";
 }

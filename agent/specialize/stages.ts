@@ -631,7 +631,9 @@ class Run {
   /** What was done to the network, for the name of the model. */
   #describe(plan: CompressionPlan): string {
     const method = parseMethod(this.#context.spec.options.method);
-    return method.kind === "fixed" ? formatMethod(method) : describePlan(plan);
+    return method.kind === "fixed" && !changesNothing(method)
+      ? formatMethod(method)
+      : describePlan(plan);
   }
 
   /** What was built for a point of the front. */

@@ -182,5 +182,8 @@ test("choice of penalty: a class with one burst is always trained on", async () 
   assert.equal(chosen.judged, 30);
   const alone = Array.from({ length: 40 }, (_, i) => `${i % 4}`);
   const fallen = await chooseL2(data, { groups: alone, seed: 1, fallback: 0.7 });
-  assert.deepEqual(fallen, { l2: 0.7, scores: [], judged: 0 });
+  assert.deepEqual([fallen.l2, fallen.scores, fallen.judged], [0.7, [], 0]);
+  assert.ok(fallen.likelihoods.every(Number.isNaN), "nobody was held out");
+  const known = chosen.likelihoods.filter((p) => p > 0 && p <= 1).length;
+  assert.equal(known, 30, "one probability a sample that was held out");
 });

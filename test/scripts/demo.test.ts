@@ -69,7 +69,7 @@ test("demo: goes from a generalist to a compressed model that serves, and loses 
     const printed = text();
     // This broker refuses MQTT 5, so the demo must have fallen back.
     assert.match(printed, new RegExp(`broker: ${broker.url}, MQTT 3.1.1`));
-    for (const model of ["generalist", "3 classes · dense", "3 classes · sparsegpt 20 %"]) {
+    for (const model of ["generalist", "3 classes · dense", "3 classes · unstructured:0.2"]) {
       assert.match(printed, new RegExp(`│ tiny · ${model} `));
     }
     assert.match(printed, /non-zero parameters.*×/);
