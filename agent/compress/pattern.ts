@@ -35,13 +35,6 @@ export function checkPattern(pattern: Pattern): void {
   throw new RangeError(`pattern: expected whole numbers 0 ≤ N ≤ M, M ≥ 1, got ${n}:${m}`);
 }
 
-/** What reports call a pattern: `50 %`, `2:4` or `50 % in blocks of 4`. */
-export function patternName(pattern: Pattern): string {
-  if (pattern.kind === "n:m") return `${pattern.n}:${pattern.m}`;
-  const share = `${Number((100 * pattern.sparsity).toFixed(1))} %`;
-  return pattern.kind === "block" ? `${share} in blocks of ${pattern.size}` : share;
-}
-
 /** ⌊sparsity · count⌋, safe against 0.29 · 100 = 28.999…. */
 export function zerosOf(sparsity: number, count: number): number {
   return Math.min(count, Math.floor(sparsity * count + 1e-9 * count));
@@ -74,10 +67,17 @@ export function zerosInGroup(n: number, m: number, width: number): number {
  *
  * @param kept 1 where a weight stays; entries of pruned ones are set to 0 at the same index.
  */
-export function pruneSmallest(scores: Float64Array, zeros: number, kept: Uint8Array): void {
+export function pruneSmallest(
+  scores: Float64Array | Float32Array,
+  zeros: number,
+  kept: Uint8Array,
+): void {
   if (zeros <= 0) return;
-  const sorted = scores.slice().sort();
-  const limit = sorted[zeros - 1]!;
+  if (scores.length <= TINY) {
+    pruneOneByOne(scores, zeros, kept);
+    return;
+  }
+  const limit = scores.length < FEW ? scores.slice().sort()[zeros - 1]! : nth(scores, zeros);
   let left = zeros;
   for (let i = 0; i < scores.length; i++) {
     if (scores[i]! < limit) {
@@ -91,4 +91,44 @@ export function pruneSmallest(scores: Float64Array, zeros: number, kept: Uint8Ar
       left--;
     }
   }
+}
+
+/** Up to here taking the smallest one after the other costs less than a sorted copy. */
+const TINY = 16;
+
+function pruneOneByOne(scores: Float64Array | Float32Array, zeros: number, kept: Uint8Array): void {
+  let taken = 0;
+  for (let z = 0; z < zeros; z++) {
+    let best = -1;
+    for (let i = 0; i < scores.length; i++) {
+      if ((taken & (1 << i)) === 0 && (best < 0 || scores[i]! < scores[best]!)) best = i;
+    }
+    taken |= 1 << best;
+    kept[best] = 0;
+  }
+}
+
+/** Up to here sorting costs less than counting. */
+const FEW = 4096;
+
+/**
+ * The `rank`-th smallest (from 1). Numbers that are not negative are ordered as their bits are, so
+ * counting the leading 16 bits behind the sign leaves only one bin to sort.
+ */
+function nth(scores: Float64Array | Float32Array, rank: number): number {
+  const words = new Uint32Array(scores.buffer, scores.byteOffset, scores.byteLength / 4);
+  const stride = scores.BYTES_PER_ELEMENT / 4;
+  const bins = new Uint32Array(1 << 17);
+  // Little-endian: the sign and the exponent lie in the last word of each number.
+  for (let at = stride - 1; at < words.length; at += stride) bins[words[at]! >>> 15]!++;
+  if (bins.subarray(1 << 16).some((count) => count > 0)) return scores.slice().sort()[rank - 1]!;
+  let before = 0;
+  let bin = 0;
+  while (before + bins[bin]! < rank) before += bins[bin++]!;
+  const inBin = new Float64Array(bins[bin]!);
+  let found = 0;
+  for (let i = 0; i < scores.length; i++) {
+    if (words[stride * i + stride - 1]! >>> 15 === bin) inBin[found++] = scores[i]!;
+  }
+  return inBin.sort()[rank - before - 1]!;
 }

@@ -249,7 +249,9 @@ function place(
 
 function reversedWithRidge(H: Float64Array, n: number, lambda: number): Float64Array {
   checkLength("H", H, n * n);
-  const A = H.slice().reverse();
+  const A = new Float64Array(n * n);
+  const last = n * n - 1;
+  for (let i = 0; i <= last; i++) A[i] = H[last - i]!;
   for (let i = 0; i < n; i++) A[i * (n + 1)]! += lambda;
   return A;
 }

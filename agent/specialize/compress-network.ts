@@ -1,9 +1,9 @@
 import type { LayerGram } from "../compress/hessian.ts";
 import { maskLayer } from "../compress/mask-layer.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
-import { patternName } from "../compress/pattern.ts";
 import { pruneLayer } from "../compress/prune-layer.ts";
 import { foldAffine, statisticsCorrection } from "../compress/statistics-correction.ts";
+import { formatPattern } from "../method.ts";
 import { findBorders } from "../onnx/borders.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { appendOutputMoments } from "../onnx/output-moments.ts";
@@ -323,7 +323,7 @@ async function solveLayer(
   const zeros = weights.reduce((count, w) => count + (w === 0 ? 1 : 0), 0);
   const report: LayerReport = {
     name: dense.name,
-    method: `${method === "obs" ? "sparsegpt" : method} ${patternName(pattern)}`,
+    method: method === "obs" ? formatPattern(pattern) : `${method} ${formatPattern(pattern)}`,
     sparsity: zeros / weights.length,
     relativeLoss: solved.relativeLoss,
   };

@@ -11,7 +11,7 @@ export interface Calibration {
 /** One thing that was done to one layer; a layer to which several were done has several. */
 export interface LayerReport {
   readonly name: string;
-  /** `unstructured 50 %`, `structured 96 → 48`, `int8`, or `dense: ` and the reason. */
+  /** `unstructured:0.5`, `structured 96 → 48`, `int8`, or `dense: ` and the reason. */
   readonly method: string;
   /** Share of zeros in the layer's weights. */
   readonly sparsity: number;
