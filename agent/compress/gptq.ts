@@ -15,7 +15,7 @@ export interface GptqProblem {
   readonly cols: number;
   /** H + λI of the layer's inputs and the factor of its inverse. */
   readonly hessian: FactoredHessian;
-  /** One grid a row. */
+  /** One grid a row, or a block of columns. */
   readonly quantizer: WeightQuantizer;
   /** What to prune in the same pass, or the mask of what is pruned (1 stays). Default nothing. */
   readonly pattern?: Pattern | { readonly kind: "mask"; readonly kept: Uint8Array };
@@ -25,7 +25,7 @@ export interface GptqProblem {
   readonly start?: Float64Array;
   /** Rounds of coordinate descent after the sweep. Default 2. */
   readonly descents?: number;
-  /** Whether each round fits the scales anew to the codes. Default false. */
+  /** Whether each round fits the scales of whole rows anew to the codes. Default false. */
   readonly fitScale?: boolean;
   /** Columns decided on at once. Default 128. */
   readonly blockSize?: number;
@@ -78,15 +78,15 @@ export async function gptq(problem: GptqProblem): Promise<GptqResult> {
   for (let round = 0; round < descents; round++) {
     await pause(signal);
     const moved = descend(descent, kept, quantizer, hessian.damped, cols);
-    if (fitScale) await refitScales(descent, quantizer, H, gemm);
+    if (fitScale && !quantizer.blocks) await refitScales(descent, quantizer, H, gemm);
     else if (moved === 0) break;
   }
   const losses = rowLosses(descent, target, cols);
   const codes = new Int8Array(rows * cols);
   for (let i = 0; i < codes.length; i++) {
     const r = Math.floor(i / cols);
-    codes[i] = encode(quantizer, r, weights[i]!);
-    weights[i] = decode(quantizer, r, codes[i]!);
+    codes[i] = encode(quantizer, r, weights[i]!, i % cols);
+    weights[i] = decode(quantizer, r, codes[i]!, i % cols);
   }
   const loss = losses.reduce((sum, value) => sum + value, 0);
   const roundingLoss = rounded.losses.reduce((sum, value) => sum + value, 0);
@@ -201,7 +201,8 @@ function round(
 ): Float64Array {
   return values.map((value, i) => {
     const r = Math.floor(i / cols);
-    return kept[i] === 1 ? decode(quantizer, r, encode(quantizer, r, value)) : 0;
+    const j = i % cols;
+    return kept[i] === 1 ? decode(quantizer, r, encode(quantizer, r, value, j), j) : 0;
   });
 }
 
@@ -232,7 +233,7 @@ function descend(
       if (kept[at + j] === 0 || !(curvature > 0)) continue;
       const w = weights[at + j]!;
       const slope = gradient[at + j]!;
-      const q = decode(quantizer, r, encode(quantizer, r, w - slope / curvature));
+      const q = decode(quantizer, r, encode(quantizer, r, w - slope / curvature, j), j);
       const step = q - w;
       if (step === 0 || !(step * (slope + 0.5 * step * curvature) < 0)) continue;
       weights[at + j] = q;
@@ -277,9 +278,13 @@ function checkProblem(problem: GptqProblem): void {
   const { weights, rows, cols, hessian, quantizer, start, pattern, activationOrder } = problem;
   checkLength("weights", weights, rows * cols);
   checkLength("hessian", hessian.damped, cols * cols);
-  checkLength("quantizer.scale", quantizer.scale, rows);
-  checkLength("quantizer.zero", quantizer.zero, rows);
+  const grids = rows * (quantizer.blocks?.perRow ?? 1);
+  checkLength("quantizer.scale", quantizer.scale, grids);
+  checkLength("quantizer.zero", quantizer.zero, grids);
   if (start) checkLength("start", start, rows * cols);
+  if (activationOrder && quantizer.blocks) {
+    throw new RangeError("activationOrder: expected false for blocks of columns with a scale each");
+  }
   if (activationOrder && (pattern?.kind === "n:m" || pattern?.kind === "block")) {
     throw new RangeError("activationOrder: expected false for N:M and blocks, which are neighbors");
   }

@@ -24,7 +24,7 @@ export interface QuantizeLayerOptions extends LayerOptions {
   readonly descents?: number;
 }
 
-/** A quantized layer: Ŵ = scale·(codes − zero), one scale and zero a row. */
+/** A quantized layer: Ŵ = scale·(codes − zero), one scale and zero a row, or block of a row. */
 export interface QuantizedLayer {
   /** In the layout of the given weights. */
   readonly codes: Int8Array<ArrayBuffer>;
@@ -58,15 +58,23 @@ export async function quantizeLayer(options: QuantizeLayerOptions): Promise<Quan
   const { rows, cols, gram, pattern = { kind: "mask" }, kernelArea = 1 } = options;
   checkLayer(options);
   const order = solverOrder(cols, kernelArea, pattern);
+  const { blockSize = cols } = options.quantizer;
+  if (order && blockSize !== cols) {
+    throw new RangeError(
+      "quantizer.blockSize: expected one scale a row where columns are reordered",
+    );
+  }
+  const scales = (rows * cols) / blockSize;
   const layer = {
     codes: new Int8Array(rows * cols),
-    scale: new Float32Array(rows),
-    zero: new Int8Array(rows),
+    scale: new Float32Array(scales),
+    zero: new Int8Array(scales),
     weights: new Float32Array(rows * cols),
     bias: options.bias?.slice() ?? new Float32Array(rows),
     kept: new Uint8Array(rows * cols),
   };
   const count = rows / gram.groups;
+  const grids = scales / gram.groups;
   let [loss, roundingLoss, scale, dampingUsed] = [0, 0, 0, 0];
   for (let g = 0; g < gram.groups; g++) {
     await pause(options.signal);
@@ -78,8 +86,8 @@ export async function quantizeLayer(options: QuantizeLayerOptions): Promise<Quan
       layer.weights[first * cols + i] = group.weights[from]!;
       layer.kept[first * cols + i] = group.kept[from]!;
     }
-    layer.scale.set(group.quantizer.scale, first);
-    layer.zero.set(group.quantizer.zero, first);
+    layer.scale.set(group.quantizer.scale, g * grids);
+    layer.zero.set(group.quantizer.zero, g * grids);
     for (let r = 0; r < count; r++) layer.bias[first + r]! += group.biasChange[r]!;
     loss += group.loss;
     roundingLoss += group.roundingLoss;
@@ -134,7 +142,8 @@ async function quantizeGroup(
   });
   const rounded = original.map((w, i) => {
     const r = Math.floor(i / cols);
-    return kept[i] === 1 ? decode(quantizer, r, encode(quantizer, r, w)) : 0;
+    const j = i % cols;
+    return kept[i] === 1 ? decode(quantizer, r, encode(quantizer, r, w, j), j) : 0;
   });
   const weights = Float64Array.from(Float32Array.from(solved.weights));
   const outcome = await judgeGroup(options, problem, weights);

@@ -17,24 +17,28 @@ export interface QuantizerOptions {
   readonly norm?: number;
   /** What an error in each column weighs, such as diag H, `cols`. Equal by default. */
   readonly importance?: Float64Array;
+  /** Neighbors in a row that share a scale; divides `cols`. Default `cols`. */
+  readonly blockSize?: number;
 }
 
-/** A grid for each row: w ≈ scale·(code − zero). */
+/** A grid for each row, or for each block of neighbors in a row: w ≈ scale·(code − zero). */
 export interface WeightQuantizer {
   /** Smallest and largest code, within −128 … 127. */
   readonly lowest: number;
   readonly highest: number;
-  /** Positive, one a row. */
+  /** Positive, one a row, or `rows × blocks.perRow`. */
   readonly scale: Float32Array;
-  /** Code of exactly 0, one a row. */
+  /** Code of exactly 0, as many as scales. */
   readonly zero: Int8Array;
+  /** Set where a row has several grids, each for `size` neighbors. */
+  readonly blocks?: { readonly size: number; readonly perRow: number };
 }
 
 /** Steps of the search over shares of the range. */
 const STEPS = 20;
 
 /**
- * A grid for every row of a matrix, by min-max or, where `smallestRange` is below 1, by the share
+ * A grid for every row of a matrix, or block of a row, by min-max or, where `smallestRange` is below 1, by the share
  * of the range that makes the least Σ |error|^norm: first in 20 steps over the shares, then in 20
  * around the best one. Zero is always representable, so a pruned weight stays pruned. A row of
  * zeros gets the scale 1.
@@ -54,38 +58,56 @@ export function fitQuantizer(
   if (kept) checkLength("kept", kept, rows * cols);
   checkOptions(options, cols);
   const { bits, symmetric = true, narrow = true, smallestRange = 0.4 } = options;
+  const { importance, blockSize: size = cols } = options;
+  const perRow = cols / size;
   const highest = 2 ** (bits - 1) - 1;
   const lowest = symmetric && narrow ? -highest : -highest - 1;
   const quantizer = {
     lowest,
     highest,
-    scale: new Float32Array(rows),
-    zero: new Int8Array(rows),
+    scale: new Float32Array(rows * perRow),
+    zero: new Int8Array(rows * perRow),
+    ...(perRow > 1 ? { blocks: { size, perRow } } : {}),
   };
-  for (let r = 0; r < rows; r++) {
-    const row = weights.subarray(r * cols, (r + 1) * cols);
-    const mask = kept?.subarray(r * cols, (r + 1) * cols);
+  // Blocks follow each other as rows do, so each is taken for a row of its own.
+  for (let r = 0; r < rows * perRow; r++) {
+    const row = weights.subarray(r * size, (r + 1) * size);
+    const mask = kept?.subarray(r * size, (r + 1) * size);
+    const weighed = importance?.subarray((r % perRow) * size, ((r % perRow) + 1) * size);
     const range = rangeOf(row, mask, symmetric);
     const errorAt = (share: number): number => {
       const grid = gridOf(range, share, lowest, highest, symmetric);
       quantizer.scale[r] = grid.scale;
       quantizer.zero[r] = grid.zero;
-      return rowError(row, mask, quantizer, r, options);
+      const stored = { scale: quantizer.scale[r]!, zero: grid.zero };
+      return rowError(row, mask, stored, quantizer, options.norm ?? 2, weighed);
     };
     errorAt(smallestRange < 1 ? bestShare(errorAt, smallestRange) : 1);
   }
   return quantizer;
 }
 
-/** The code of a value on the grid of row `r`. */
-export function encode(quantizer: WeightQuantizer, r: number, value: number): number {
-  const code = Math.round(value / quantizer.scale[r]!) + quantizer.zero[r]!;
+/** The code of a value on the grid of row `r` and, where a row has several, of column `j`. */
+export function encode(quantizer: WeightQuantizer, r: number, value: number, j = 0): number {
+  const at = gridAt(quantizer, r, j);
+  const code = Math.round(value / quantizer.scale[at]!) + quantizer.zero[at]!;
   return Math.max(quantizer.lowest, Math.min(quantizer.highest, code));
 }
 
-/** The value of a code on the grid of row `r`. */
-export function decode(quantizer: WeightQuantizer, r: number, code: number): number {
-  return quantizer.scale[r]! * (code - quantizer.zero[r]!);
+/** The value of a code on the grid of row `r` and, where a row has several, of column `j`. */
+export function decode(quantizer: WeightQuantizer, r: number, code: number, j = 0): number {
+  const at = gridAt(quantizer, r, j);
+  return quantizer.scale[at]! * (code - quantizer.zero[at]!);
+}
+
+function gridAt({ blocks }: WeightQuantizer, r: number, j: number): number {
+  return blocks ? r * blocks.perRow + Math.floor(j / blocks.size) : r;
+}
+
+/** w ≈ scale·(code − zero). */
+interface Grid {
+  readonly scale: number;
+  readonly zero: number;
 }
 
 /** Ends of a range, lowest ≤ 0 ≤ highest, not both 0. */
@@ -114,7 +136,7 @@ function gridOf(
   lowest: number,
   highest: number,
   symmetric: boolean,
-): { scale: number; zero: number } {
+): Grid {
   const exact = (share * (to - from)) / (highest - lowest);
   // A row so small that its scale is no normal single gets the smallest one.
   const scale = Math.max(2 ** -126, Math.min(3e38, exact));
@@ -146,12 +168,11 @@ function bestShare(errorAt: (share: number) => number, smallest: number): number
 function rowError(
   row: Float64Array,
   mask: Uint8Array | undefined,
-  { scale, zero, lowest, highest }: WeightQuantizer,
-  r: number,
-  { norm = 2, importance }: QuantizerOptions,
+  { scale: step, zero: middle }: Grid,
+  { lowest, highest }: WeightQuantizer,
+  norm: number,
+  importance: Float64Array | undefined,
 ): number {
-  const step = scale[r]!;
-  const middle = zero[r]!;
   let error = 0;
   for (let j = 0; j < row.length; j++) {
     if (mask?.[j] === 0) continue;
@@ -164,7 +185,7 @@ function rowError(
 }
 
 function checkOptions(options: QuantizerOptions, cols: number): void {
-  const { bits, smallestRange = 0.4, norm = 2, importance } = options;
+  const { bits, smallestRange = 0.4, norm = 2, importance, blockSize = cols } = options;
   if (!(Number.isInteger(bits) && bits >= 2 && bits <= 8)) {
     throw new RangeError(`bits: expected a whole number from 2 to 8, got ${bits}`);
   }
@@ -173,4 +194,7 @@ function checkOptions(options: QuantizerOptions, cols: number): void {
   }
   if (!(norm > 0)) throw new RangeError(`norm: expected a positive number, got ${norm}`);
   if (importance) checkLength("importance", importance, cols);
+  if (!(Number.isInteger(blockSize) && blockSize >= 1 && cols % blockSize === 0)) {
+    throw new RangeError(`blockSize: expected a divisor of ${cols} columns, got ${blockSize}`);
+  }
 }

@@ -203,7 +203,7 @@ function pruneRowByGroups(
 function scoreOf({ weights, cols, U, dead, quantizer }: SparseGptProblem, r: number, j: number) {
   if (dead?.[j]) return 0;
   const w = weights[r * cols + j]!;
-  const rounding = quantizer ? w - decode(quantizer, r, encode(quantizer, r, w)) : 0;
+  const rounding = quantizer ? w - decode(quantizer, r, encode(quantizer, r, w, j), j) : 0;
   return (w * w - rounding * rounding) / U[j * (cols + 1)]! ** 2;
 }
 
@@ -227,7 +227,8 @@ function pruneRow(
   for (let i = from; i < to; i++) {
     if (kept[row + i] === 1 && !quantizer) continue;
     const w = weights[row + i]!;
-    const q = quantizer && kept[row + i] === 1 ? decode(quantizer, r, encode(quantizer, r, w)) : 0;
+    const rounds = quantizer && kept[row + i] === 1;
+    const q = rounds ? decode(quantizer, r, encode(quantizer, r, w, i), i) : 0;
     const e = (w - q) / U[i * (cols + 1)]!;
     weights[row + i] = q;
     if (dead?.[i] || e === 0) continue;
