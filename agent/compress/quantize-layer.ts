@@ -58,13 +58,13 @@ export async function quantizeLayer(options: QuantizeLayerOptions): Promise<Quan
   const { rows, cols, gram, pattern = { kind: "mask" }, kernelArea = 1 } = options;
   checkLayer(options);
   const order = solverOrder(cols, kernelArea, pattern);
-  const { blockSize = cols } = options.quantizer;
-  if (order && blockSize !== cols) {
+  const { gridSize = cols } = options.quantizer;
+  if (order && gridSize !== cols) {
     throw new RangeError(
-      "quantizer.blockSize: expected one scale a row where columns are reordered",
+      "quantizer.gridSize: expected one scale a row where columns are reordered",
     );
   }
-  const scales = (rows * cols) / blockSize;
+  const scales = (rows * cols) / gridSize;
   const layer = {
     codes: new Int8Array(rows * cols),
     scale: new Float32Array(scales),

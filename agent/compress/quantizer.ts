@@ -18,7 +18,7 @@ export interface QuantizerOptions {
   /** What an error in each column weighs, such as diag H, `cols`. Equal by default. */
   readonly importance?: Float64Array;
   /** Neighbors in a row that share a scale; divides `cols`. Default `cols`. */
-  readonly blockSize?: number;
+  readonly gridSize?: number;
 }
 
 /** A grid for each row, or for each block of neighbors in a row: w ≈ scale·(code − zero). */
@@ -38,9 +38,9 @@ export interface WeightQuantizer {
 const STEPS = 20;
 
 /**
- * A grid for every row of a matrix, or block of a row, by min-max or, where `smallestRange` is below 1, by the share
- * of the range that makes the least Σ |error|^norm: first in 20 steps over the shares, then in 20
- * around the best one. Zero is always representable, so a pruned weight stays pruned. A row of
+ * A grid for every row of a matrix, or block of a row, by min-max or, where `smallestRange` is
+ * below 1, by the share of the range that makes the least Σ |error|^norm: first in 20 steps over
+ * the shares, then in 20 around the best one. Zero is always representable, so a pruned weight stays pruned. A row of
  * zeros gets the scale 1.
  *
  * @param weights `rows × cols`, row-major.
@@ -58,7 +58,7 @@ export function fitQuantizer(
   if (kept) checkLength("kept", kept, rows * cols);
   checkOptions(options, cols);
   const { bits, symmetric = true, narrow = true, smallestRange = 0.4 } = options;
-  const { importance, blockSize: size = cols } = options;
+  const { importance, gridSize: size = cols } = options;
   const perRow = cols / size;
   const highest = 2 ** (bits - 1) - 1;
   const lowest = symmetric && narrow ? -highest : -highest - 1;
@@ -185,7 +185,7 @@ function rowError(
 }
 
 function checkOptions(options: QuantizerOptions, cols: number): void {
-  const { bits, smallestRange = 0.4, norm = 2, importance, blockSize = cols } = options;
+  const { bits, smallestRange = 0.4, norm = 2, importance, gridSize = cols } = options;
   if (!(Number.isInteger(bits) && bits >= 2 && bits <= 8)) {
     throw new RangeError(`bits: expected a whole number from 2 to 8, got ${bits}`);
   }
@@ -194,7 +194,7 @@ function checkOptions(options: QuantizerOptions, cols: number): void {
   }
   if (!(norm > 0)) throw new RangeError(`norm: expected a positive number, got ${norm}`);
   if (importance) checkLength("importance", importance, cols);
-  if (!(Number.isInteger(blockSize) && blockSize >= 1 && cols % blockSize === 0)) {
-    throw new RangeError(`blockSize: expected a divisor of ${cols} columns, got ${blockSize}`);
+  if (!(Number.isInteger(gridSize) && gridSize >= 1 && cols % gridSize === 0)) {
+    throw new RangeError(`gridSize: expected a divisor of ${cols} columns, got ${gridSize}`);
   }
 }
