@@ -1,4 +1,5 @@
 import type { LayerGram } from "../compress/hessian.ts";
+import type { LayerOptions } from "../compress/layer-problem.ts";
 import { maskLayer } from "../compress/mask-layer.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
 import { pruneLayer } from "../compress/prune-layer.ts";
@@ -46,6 +47,16 @@ export interface Progress {
   readonly reports: readonly LayerReport[];
 }
 
+/** A layer's weights after they were rounded. */
+export interface RoundedLayer {
+  readonly weights: Float32Array;
+  readonly bias: Float32Array;
+  /** Against the weights given, see {@link LayerReport}. */
+  readonly relativeLoss: number;
+  /** For the report. */
+  readonly method: string;
+}
+
 /** How {@link compressNetwork} works. */
 export interface CompressOptions extends CompressEnvironment {
   /** What each layer gets; {@link uniformPattern} gives all that are worth it the same. */
@@ -55,6 +66,11 @@ export interface CompressOptions extends CompressEnvironment {
    * `magnitude` take weights away and change no others: what is to be beaten.
    */
   readonly method?: "obs" | "wanda" | "magnitude";
+  /**
+   * Rounds what a layer was pruned to, on the same statistics: zeros stay. A correction of the
+   * outputs comes after it, and multiplies rows.
+   */
+  readonly round?: (layer: PrunableLayer, problem: LayerOptions) => Promise<RoundedLayer>;
   /** Whether outputs get the dense mean and spread; by default with `obs` alone. */
   readonly correct?: boolean;
   /** Columns that SparseGPT decides on at once; default 128. */
@@ -295,7 +311,6 @@ async function solveLayer(
   const bias = readBias(graph, layer);
   const takesBias = bias !== null || layer.opType === "Conv";
   const pattern = options.patternOf(dense);
-  if (pattern.kind === "dense") throw new TypeError(`"${layer.name}" is to stay dense`);
   const problem = {
     weights: readWeightMatrix(graph, layer),
     rows: layer.outFeatures,
@@ -303,15 +318,13 @@ async function solveLayer(
     ...(bias ? { bias } : {}),
     gram,
     kernelArea: layer.kernel.reduce((area, size) => area * size, 1),
-    pattern,
+    damping: options.damping,
+    blockSize: options.blockSize ?? 128,
+    centered: takesBias,
     gemm: options.engine.gemm,
     signal: options.signal,
   };
-  const { method = "obs", damping, blockSize = 128 } = options;
-  const solved =
-    method === "obs"
-      ? await pruneLayer({ ...problem, damping, blockSize, centered: takesBias })
-      : await maskLayer({ ...problem, score: method });
+  const solved = await solve(layer, problem, pattern, options);
   const { weights } = solved;
   const target = moments.get(layer.name);
   if (target && takesBias) {
@@ -323,11 +336,35 @@ async function solveLayer(
   const zeros = weights.reduce((count, w) => count + (w === 0 ? 1 : 0), 0);
   const report: LayerReport = {
     name: dense.name,
-    method: method === "obs" ? formatPattern(pattern) : `${method} ${formatPattern(pattern)}`,
+    method: solved.method,
     sparsity: zeros / weights.length,
     relativeLoss: solved.relativeLoss,
   };
   return { graph: result, report };
+}
+
+/** Prunes a layer, where that is asked for, and rounds it. */
+async function solve(
+  layer: PrunableLayer,
+  problem: LayerOptions,
+  pattern: LayerPattern,
+  { method = "obs", round }: CompressOptions,
+): Promise<RoundedLayer> {
+  if (pattern.kind === "dense") throw new TypeError(`"${layer.name}" is to stay dense`);
+  if (pattern.kind === "mask") {
+    if (round) return round(layer, problem);
+    throw new TypeError(`"${layer.name}": expected a pattern, as nothing rounds its weights`);
+  }
+  const pruned =
+    method === "obs"
+      ? await pruneLayer({ ...problem, pattern })
+      : await maskLayer({ ...problem, pattern, score: method });
+  const name = method === "obs" ? formatPattern(pattern) : `${method} ${formatPattern(pattern)}`;
+  if (!round) return { ...pruned, method: name };
+  const rounded = await round(layer, { ...problem, weights: pruned.weights, bias: pruned.bias });
+  // What rounding loses stands at right angles to what least squares left of the zeros' loss.
+  const lost = pruned.relativeLoss + (1 - pruned.relativeLoss) * rounded.relativeLoss;
+  return { ...rounded, relativeLoss: lost, method: `${name}+${rounded.method}` };
 }
 
 function momentsOf({ sum, square }: Moments, count: number) {

@@ -2,8 +2,14 @@ import type { Pattern } from "../compress/pattern.ts";
 import type { Graph } from "../onnx/graph.ts";
 import type { PrunableLayer } from "../onnx/prunable-layers.ts";
 
-/** What to do to a layer's weights: zeros of a pattern, or nothing, and why. */
-export type LayerPattern = Pattern | { readonly kind: "dense"; readonly reason: string };
+/**
+ * What to do to a layer's weights: zeros of a pattern; nothing but what rounds them (`mask`: the
+ * zeros they have stay); or nothing at all, and why.
+ */
+export type LayerPattern =
+  | Pattern
+  | { readonly kind: "mask" }
+  | { readonly kind: "dense"; readonly reason: string };
 
 /**
  * Fewest inputs that one output of a layer must see to be worth pruning: such layers, depthwise
