@@ -1,5 +1,6 @@
 import { pause } from "../math/pause.ts";
 import { admmMask } from "./admm.ts";
+import { maskOfTraces, type RemovalTraces, traceRemovals } from "./exact-obs.ts";
 import {
   type ColumnOrder,
   checkLayer,
@@ -9,17 +10,30 @@ import {
   openGroup,
   solverOrder,
 } from "./layer-problem.ts";
-import type { Pattern } from "./pattern.ts";
+import { type Pattern, zerosOf } from "./pattern.ts";
 import { refit } from "./refit.ts";
 import { sparseGpt } from "./sparsegpt.ts";
 
 /** A matrix product or convolution, and what to do to it. */
 export interface PruneLayerOptions extends LayerOptions {
   readonly pattern: Pattern;
-  /** Who finds the mask: SparseGPT's sweep, or ADMM where it does better. Default ADMM. */
+  /**
+   * Who finds the mask: SparseGPT's sweep; ADMM, or the sweep where it does better; by default
+   * exact traces where they can be afforded, ADMM elsewhere.
+   */
   readonly solver?: "admm" | "sparsegpt";
+  /** For a caller that prunes this layer at several levels. */
+  readonly shared?: SharedTraces | undefined;
   /** Whether surviving weights are fitted by least squares; if not, only the sweep. Default true. */
   readonly refit?: boolean;
+}
+
+/** The exact traces of a layer, which serve every share of zeros. */
+export interface SharedTraces {
+  /** How many levels share them, and so how many times as much may be spent on them. */
+  readonly levels: number;
+  /** By group; what is missing is added. Only for the same weights, statistics and damping. */
+  readonly byGroup: Map<number, RemovalTraces>;
 }
 
 /** A pruned layer. */
@@ -44,8 +58,10 @@ export interface PrunedLayer {
 }
 
 /**
- * Prunes one layer, group by group: statistics → damped factor → (retarget) → mask by ADMM → least
- * squares on it → bias. SparseGPT's sweep runs as well, and its mask is taken where it fits better. Gives way to the event loop between blocks of columns.
+ * Prunes one layer, group by group: statistics → damped factor → (retarget) → mask → least squares
+ * on it → bias. Unstructured masks of small layers come from exact traces, all others from ADMM or
+ * from SparseGPT's sweep, where that fits better. Gives way to the event loop between blocks of
+ * columns.
  *
  * @throws {RangeError} if a size, the pattern or a statistic does not fit.
  * @throws the signal's reason, when aborted.
@@ -96,7 +112,7 @@ async function pruneGroup(
   order: ColumnOrder | undefined,
 ): Promise<PrunedGroup> {
   const problem = await openGroup(options, g, order);
-  const { kept, weights: solved } = await solve(options, problem);
+  const { kept, weights: solved } = await solve(options, problem, g);
   const weights = new Float64Array(new Float32Array(solved));
   const outcome = await judgeGroup(options, problem, weights);
   return { weights, kept, ...outcome, damping: problem.hessian.damping };
@@ -108,19 +124,53 @@ async function pruneGroup(
  */
 const SURE = 0.65;
 
+/**
+ * Multiplications that exact traces may take, about 0.15 s: as long as the sweep, ADMM and their
+ * refits take on a layer of that size, such as 672 × 112 or 40 × 288.
+ */
+const AFFORDABLE = 1.6e8;
+/**
+ * Up to this share of zeros traces need no comparison: of 168 layers and levels of EfficientNet-B0
+ * and MobileNetV2 their masks, refitted, lost less than ADMM's in 164, by 5 % on average, and never
+ * more than 2 % more. At 90 % it is 36 of 56.
+ */
+const ALONE = 0.7;
+
+/** By exact traces, before the refit; undefined where they are not for this or cost too much. */
+async function trace(
+  { pattern, solver, shared, refit: fits = true, signal }: PruneLayerOptions,
+  { target, rows, cols, hessian }: GroupProblem,
+  g: number,
+): Promise<Solution | undefined> {
+  if (pattern.kind !== "unstructured" || solver !== undefined || !fits) return undefined;
+  if ((rows * cols ** 3) / 6 > AFFORDABLE * (shared?.levels ?? 1)) return undefined;
+  const problem = { weights: target, rows, cols, hessian, signal };
+  const traces = shared?.byGroup.get(g) ?? (await traceRemovals(problem));
+  shared?.byGroup.set(g, traces);
+  const kept = maskOfTraces(traces, rows, cols, zerosOf(pattern.sparsity, rows * cols));
+  return { weights: target.map((w, i) => (kept[i] === 1 ? w : 0)), kept };
+}
+
 interface Solution {
   readonly weights: Float64Array;
   readonly kept: Uint8Array;
 }
 
-async function solve(options: PruneLayerOptions, problem: GroupProblem): Promise<Solution> {
-  const { pattern, gemm, signal, solver = "admm" } = options;
+async function solve(
+  options: PruneLayerOptions,
+  problem: GroupProblem,
+  g: number,
+): Promise<Solution> {
+  const { pattern, gemm, signal, solver } = options;
   const { target, rows, cols, hessian, span } = problem;
   const H = hessian.damped;
   const fit = async (solution: Solution): Promise<number> => {
     const fitted = { target, ...solution, rows, cols, H, gemm, signal };
     return (await refit(fitted)).loss;
   };
+  const traced = await trace(options, problem, g);
+  const tracedLoss = traced ? await fit(traced) : Number.POSITIVE_INFINITY;
+  if (traced && "sparsity" in pattern && pattern.sparsity <= ALONE) return traced;
   const swept = await sweep(options, problem);
   if (!(options.refit ?? true)) return swept;
   if (solver === "sparsegpt" || swept.loss === 0) {
@@ -129,6 +179,7 @@ async function solve(options: PruneLayerOptions, problem: GroupProblem): Promise
   }
   const found = await admmMask({ weights: target, rows, cols, H, pattern, span, gemm, signal });
   const loss = await fit(found);
+  if (traced) return tracedLoss <= loss ? traced : found;
   if (loss <= SURE * swept.loss) return found;
   return (await fit(swept)) < loss ? swept : found;
 }

@@ -1,6 +1,6 @@
 import type { LayerGram } from "../compress/hessian.ts";
 import type { Pattern } from "../compress/pattern.ts";
-import { pruneLayer } from "../compress/prune-layer.ts";
+import { pruneLayer, type SharedTraces } from "../compress/prune-layer.ts";
 import type { Graph } from "../onnx/graph.ts";
 import {
   findPrunableLayers,
@@ -140,6 +140,7 @@ async function solveLevels(
   const bias = readBias(graph, layer);
   const takesBias = bias !== null || layer.opType === "Conv";
   const levels: SparsityLevel[] = [];
+  const shared: SharedTraces = { levels: options.levels.length, byGroup: new Map() };
   for (const [i, pattern] of options.levels.entries()) {
     const solved = await pruneLayer({
       weights,
@@ -151,6 +152,7 @@ async function solveLevels(
       pattern,
       damping: options.damping,
       centered: takesBias,
+      shared,
       gemm: options.engine.gemm,
       signal: options.signal,
     });
