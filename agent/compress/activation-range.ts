@@ -130,6 +130,31 @@ export function activationRanges(
   );
 }
 
+/**
+ * The range of least squared error that begins at −offset exactly, for a value of which nothing
+ * below matters: scale · zeroPoint = offset.
+ *
+ * @param offset positive.
+ */
+export function gateRange(
+  histogram: ActivationHistogram,
+  offset: number,
+): { readonly scale: number; readonly zeroPoint: number } {
+  if (!(offset > 0)) throw new RangeError(`offset: expected a positive number, got ${offset}`);
+  const top = Math.max(0, histogram.max);
+  let best = { scale: 1, zeroPoint: 0 };
+  let least = Number.POSITIVE_INFINITY;
+  for (let share = 1; share > 0.1; share -= 0.02) {
+    const wanted = Math.round((255 * offset) / (offset + share * top));
+    const zeroPoint = Math.max(1, Math.min(254, wanted));
+    const grid = { scale: Math.fround(offset / zeroPoint), zeroPoint };
+    const error = relativeError(histogram, grid, "u8", -offset);
+    if (error >= least) continue;
+    [best, least] = [grid, error];
+  }
+  return best;
+}
+
 /** The grid over [from, to], stretched to hold 0. */
 function gridOf(from: number, to: number, type: ActivationType) {
   const low = Math.min(0, from);
@@ -140,11 +165,16 @@ function gridOf(from: number, to: number, type: ActivationType) {
   return { scale, zeroPoint };
 }
 
-/** E[(x − x̂)²]/E[x²] with every value at the middle of its bin, or at the extremes. */
+/**
+ * E[(x − x̂)²]/E[x²] with every value at the middle of its bin, or at the extremes.
+ *
+ * @param above only of values above it.
+ */
 function relativeError(
   histogram: ActivationHistogram,
   { scale, zeroPoint }: { readonly scale: number; readonly zeroPoint: number },
   type: ActivationType,
+  above = Number.NEGATIVE_INFINITY,
 ): number {
   const { counts, min, max } = histogram;
   const { from, width } = histogram.bins;
@@ -155,6 +185,7 @@ function relativeError(
     const count = counts[b]!;
     if (count === 0) continue;
     const x = Math.max(min, Math.min(max, from + (b + 0.5) * width));
+    if (x < above) continue;
     const q = Math.max(lowest, Math.min(highest, Math.round(x / scale) + zeroPoint));
     error += count * (x - scale * (q - zeroPoint)) ** 2;
     energy += count * x * x;

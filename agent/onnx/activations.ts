@@ -73,6 +73,20 @@ export function replaceSwish(
   return removeDeadCode({ ...graph, nodes, initializers });
 }
 
+/** The graph with every HardSwish as x · HardSigmoid(x), in which form integers compute it. */
+export function splitHardSwish(graph: Graph): Graph {
+  const nodes = graph.nodes.flatMap((node): Node[] =>
+    node.domain === "" && node.opType === "HardSwish"
+      ? gatedBySlope(graph, {
+          input: node.inputs[0]!,
+          output: node.outputs[0]!,
+          kind: "hard-swish",
+        })
+      : [node],
+  );
+  return { ...graph, nodes };
+}
+
 function plain(opType: string, { input, output }: SwishSite): Node {
   return {
     name: output,
@@ -86,7 +100,10 @@ function plain(opType: string, { input, output }: SwishSite): Node {
 
 /** x · HardSigmoid(x), which every opset knows; HardSwish is one node from opset 14 on. */
 function hardSwish(graph: Graph, site: SwishSite): Node[] {
-  if (graph.opset >= 14) return [plain("HardSwish", site)];
+  return graph.opset >= 14 ? [plain("HardSwish", site)] : gatedBySlope(graph, site);
+}
+
+function gatedBySlope(graph: Graph, site: SwishSite): Node[] {
   const gate = freeName(graph, `${site.output}_gate`);
   const attributes = new Map([
     ["alpha", { type: "float", value: 1 / 6 } as const],

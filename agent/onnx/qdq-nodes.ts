@@ -67,13 +67,43 @@ export function integerNodes(
     const name = node.outputs[0]!;
     if (node.domain !== "" || left.has(name)) continue;
     const linear = isLinear(graph, node);
-    if (linear || (BETWEEN.has(node.opType) && fed(graph, node, integers))) chosen.add(name);
+    const between =
+      BETWEEN.has(node.opType) || (throughClipping && gateOffset(graph, index, node) !== undefined);
+    if (linear || (between && fed(graph, node, integers))) chosen.add(name);
     if (!chosen.has(name) || (linear && node.opType === "MatMul")) continue;
     integers.add(name);
     const clipping = throughClipping ? clippingBehind(graph, index, name) : undefined;
     if (clipping) integers.add(clipping.outputs[0]!);
   }
   return chosen;
+}
+
+/**
+ * Where a HardSigmoid clip(α·x + β, 0, 1) begins to open, as β/α > 0: x ≤ −β/α gives 0. Only of one
+ * that integers can take the place of by cutting x there, which is where x goes nowhere else but
+ * into a product with this gate.
+ */
+function gateOffset(graph: Graph, index: GraphIndex, node: Node): number | undefined {
+  if (node.domain !== "" || node.opType !== "HardSigmoid") return undefined;
+  const slope = floatAttribute(node, "alpha", 0.2);
+  const offset = floatAttribute(node, "beta", 0.5) / slope;
+  const [input, output] = [node.inputs[0]!, node.outputs[0]!];
+  if (!(slope > 0 && offset > 0 && Number.isFinite(offset)) || index.outputs.has(input)) return;
+  const gated = consumersOf(graph, index, input).every(
+    (reader) => reader === node || (reader.opType === "Mul" && reader.inputs.includes(output)),
+  );
+  return gated ? offset : undefined;
+}
+
+/** By value that an integer HardSigmoid reads: β/α, see {@link integerNodes}. */
+export function gateOffsets(graph: Graph, nodes: ReadonlySet<string>): Map<string, number> {
+  const index = indexGraph(graph);
+  return new Map(
+    graph.nodes.flatMap((node) => {
+      const offset = nodes.has(node.outputs[0]!) ? gateOffset(graph, index, node) : undefined;
+      return offset === undefined ? [] : [[node.inputs[0]!, offset] as const];
+    }),
+  );
 }
 
 /** Whether everything that changes and goes into a node is made by integer nodes. */
@@ -84,11 +114,12 @@ function fed(graph: Graph, node: Node, integers: ReadonlySet<string>): boolean {
 
 /**
  * What an integer form of a graph needs encodings of: everything that integer nodes read or make,
- * but weights, biases, shapes and the floats that matrix products, or convolutions in front of a
+ * but weights, biases, shapes, gates (which have that of their input) and the floats that matrix products, or convolutions in front of a
  * Relu or Clip, hand out.
  */
 export function encodedValues(graph: Graph, nodes: ReadonlySet<string>): string[] {
   const names = new Set<string>();
+  const gates = new Set<string>();
   const index = indexGraph(graph);
   for (const node of graph.nodes) {
     const output = node.outputs[0]!;
@@ -98,10 +129,11 @@ export function encodedValues(graph: Graph, nodes: ReadonlySet<string>): string[
       const constant = graph.initializers.get(name);
       if (name !== "" && (!constant || isFloatType(constant.dataType))) names.add(name);
     }
+    if (node.opType === "HardSigmoid") gates.add(output);
     const clipped = node.opType === "Conv" && clippingBehind(graph, index, output) !== undefined;
     if (!clipped && !handsOutFloats(graph, index, node, output, nodes)) names.add(output);
   }
-  return [...names];
+  return [...names].filter((name) => !gates.has(name));
 }
 
 /** Matrix products scale their sums themselves: rounding those is worth it for integers only. */

@@ -1,4 +1,4 @@
-import type { Graph, Node, ValueInfo } from "./graph.ts";
+import { floatAttribute, type Graph, type Node, type ValueInfo } from "./graph.ts";
 import { describe, indexGraph } from "./query.ts";
 import { DataType, elementCount, isFloatType, type Tensor, toFloat32 } from "./tensor.ts";
 
@@ -70,6 +70,8 @@ class Draft {
   readonly #outputs: ReadonlySet<string>;
   /** Name of the dequantized form of a value. */
   readonly #dequantized = new Map<string, string>();
+  /** Name of the integers of a value. */
+  readonly #quantized = new Map<string, string>();
   /** Values made by integer nodes: the name under which the float node's successor reads them. */
   readonly #made = new Set<string>();
   /** Names of values and of nodes; ONNX Runtime wants both to be unique. */
@@ -89,6 +91,10 @@ class Draft {
 
   add(node: Node): void {
     const integer = this.#plan.nodes.has(node.outputs[0] ?? "");
+    if (integer && node.opType === "HardSigmoid") {
+      this.#gate(node);
+      return;
+    }
     const inputs = node.inputs.map((name, place) => {
       if (name === "") return name;
       if (integer) return this.#integerInput(node, name, place);
@@ -129,6 +135,39 @@ class Draft {
     return constant ? this.#constant(name, constant) : this.#quantizeValue(name, name);
   }
 
+  /**
+   * clip(α·x + β, 0, 1) of x = s·(q − z) with s·z = β/α is α·s·clip(q, 0, 1/(α·s)): the integers of
+   * x cut above, at another scale and with zero point 0.
+   */
+  #gate(node: Node): void {
+    const [name, output] = [node.inputs[0]!, node.outputs[0]!];
+    const { type, scale, zeroPoint } = this.#encoding(name);
+    const slope = floatAttribute(node, "alpha", 0.2);
+    const offset = floatAttribute(node, "beta", 0.5);
+    if (type !== "uint8" || Math.abs((slope * scale * zeroPoint) / offset - 1) > 1e-5) {
+      throw new RangeError(
+        `${describe(node)}: expected its input as uint8 with scale · zero point = ` +
+          `${offset / slope}, got ${type}, ${scale * zeroPoint}`,
+      );
+    }
+    const byte = (base: string, value: number) =>
+      this.#constantNamed(base, { dims: [], dataType: DataType.UINT8, data: Uint8Array.of(value) });
+    const zero = byte(`${output}_zero_point`, 0);
+    const top = byte(`${output}_top`, Math.min(255, Math.round(1 / (slope * scale))));
+    const scaleTensor = {
+      dims: [],
+      dataType: DataType.FLOAT,
+      data: Float32Array.of(slope * scale),
+    };
+    const gateScale = this.#constantNamed(`${output}_scale`, scaleTensor);
+    if (!this.#quantized.has(name)) this.#quantizeValue(name, name);
+    const clipped = this.#name(`${output}_quantized`);
+    this.#push("Clip", [this.#quantized.get(name)!, zero, top], clipped);
+    this.#push("DequantizeLinear", [clipped, gateScale, zero], output);
+    this.#made.add(output);
+    this.#dequantized.set(output, output);
+  }
+
   /** Q and DQ behind the value `from`, which stands for `name`. @returns the DQ's output. */
   #quantizeValue(name: string, from: string, output?: string): string {
     const encoding = this.#encoding(name);
@@ -138,6 +177,7 @@ class Draft {
     this.#push("QuantizeLinear", [from, scale, zeroPoint], quantized);
     this.#push("DequantizeLinear", [quantized, scale, zeroPoint], dequantized);
     this.#dequantized.set(name, dequantized);
+    this.#quantized.set(name, quantized);
     return dequantized;
   }
 

@@ -2,6 +2,7 @@ import {
   ActivationHistogram,
   type ActivationRange,
   activationRanges,
+  gateRange,
 } from "../compress/activation-range.ts";
 import type { Graph, Node } from "../onnx/graph.ts";
 import type { ActivationEncoding } from "../onnx/qdq.ts";
@@ -28,12 +29,14 @@ const TRIAL_PICTURES = 8;
  * depend on the batches.
  *
  * @param names values of the graph; constants among them get the range that they fill.
+ * @param gates by value that a HardSigmoid reads, where its range has to begin: see `gateOffsets`.
  * @throws {RangeError} if a value is not finite.
  */
 export async function encodeActivations(
   graph: Graph,
   names: readonly string[],
   type: EncodingType,
+  gates: ReadonlyMap<string, number>,
   options: CompressEnvironment,
 ): Promise<Map<string, ActivationEncoding>> {
   const changing = activationsOf(graph);
@@ -47,7 +50,11 @@ export async function encodeActivations(
     histograms.set(name, histogram);
   }
   const candidates = new Map(
-    [...histograms].map(([name, h]) => [name, chooseFrom(h, type)] as const),
+    [...histograms].map(([name, h]) => {
+      const offset = gates.get(name);
+      const ranges = offset === undefined ? chooseFrom(h, type) : [gateRange(h, offset)];
+      return [name, ranges] as const;
+    }),
   );
   const best = await bestOf(graph, candidates, type, options);
   return new Map(
@@ -56,7 +63,7 @@ export async function encodeActivations(
 }
 
 /** The range of least error first, then min-max and the best percentile. */
-function chooseFrom(histogram: ActivationHistogram, type: EncodingType): ActivationRange[] {
+function chooseFrom(histogram: ActivationHistogram, type: EncodingType): Grid[] {
   const ranges = activationRanges(histogram, type === "uint8" ? "u8" : "s8");
   const kinds = new Set<string>();
   return ranges.filter(({ method }) => {
@@ -67,7 +74,10 @@ function chooseFrom(histogram: ActivationHistogram, type: EncodingType): Activat
   });
 }
 
-function encodingOf({ scale, zeroPoint }: ActivationRange, type: EncodingType): ActivationEncoding {
+/** Integers and what they stand for. */
+type Grid = Pick<ActivationRange, "scale" | "zeroPoint">;
+
+function encodingOf({ scale, zeroPoint }: Grid, type: EncodingType): ActivationEncoding {
   return { type, scale, zeroPoint };
 }
 
@@ -98,7 +108,7 @@ async function collectHistograms(
 }
 
 /** At most `wanted`, and no multiple of 2, 3, 5 or 7, so that samples fall on all columns. */
-function unevenStep(wanted: number): number {
+export function unevenStep(wanted: number): number {
   let step = Math.max(1, Math.floor(wanted));
   while ([2, 3, 5, 7].some((factor) => step % factor === 0)) step--;
   return step;
@@ -107,7 +117,7 @@ function unevenStep(wanted: number): number {
 /** Which of each value's candidates serves the layer that reads it best; others are left out. */
 async function bestOf(
   graph: Graph,
-  candidates: ReadonlyMap<string, readonly ActivationRange[]>,
+  candidates: ReadonlyMap<string, readonly Grid[]>,
   type: EncodingType,
   options: CompressEnvironment,
 ): Promise<Map<string, number>> {

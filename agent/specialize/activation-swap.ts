@@ -1,15 +1,24 @@
 import { findSwishes, replaceSwish, type SwishReplacement } from "../onnx/activations.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
+import { withRanges } from "../onnx/qdq-ranges.ts";
+import { measureByTurns, summarizeLatency } from "../runtime/latency.ts";
+import { unevenStep } from "./activation-encodings.ts";
+import { floats, measureShapes, pictureBorder, sweep } from "./border.ts";
+import type { EngineSession } from "./engine.ts";
 import type { CompressEnvironment, PassResult } from "./environment.ts";
+import { firstBatches } from "./float-fallback.ts";
+import { integerForm } from "./integer-form.ts";
+import { compareOutputs, outputsOf } from "./output-difference.ts";
 import { refitNetwork } from "./refit-network.ts";
 
 /** How {@link swapActivations} works. */
 export interface SwapOptions extends CompressEnvironment {
   readonly replacement: SwishReplacement;
-  /** Which swishes, by the value they make; all by default. */
-  readonly sites?: readonly string[];
 }
+
+/** What takes the place of each swish, by the value that it makes. */
+type Replacements = ReadonlyMap<string, SwishReplacement>;
 
 /**
  * Puts a cheaper function in the place of a network's swishes and fits every layer, from the
@@ -20,23 +29,212 @@ export interface SwapOptions extends CompressEnvironment {
  * @param dense normalized network from the picture to its features or logits; one without swish
  *   comes back as it is.
  */
-export async function swapActivations(dense: Graph, options: SwapOptions): Promise<PassResult> {
-  const sites = options.sites ?? findSwishes(dense).map(({ output }) => output);
-  if (sites.length === 0) return { graph: dense, reports: [], refused: [] };
-  const { graph, losses } = await refitNetwork(
+export function swapActivations(dense: Graph, options: SwapOptions): Promise<PassResult> {
+  const sites = findSwishes(dense).map(({ output }) => [output, options.replacement] as const);
+  if (sites.length === 0) return Promise.resolve({ graph: dense, reports: [], refused: [] });
+  return fitReplacements(dense, new Map(sites), options);
+}
+
+/** How {@link swapForIntegers} works. */
+export interface IntegerSwapOptions extends CompressEnvironment {
+  /** ‖ŷ − y‖² / ‖y‖² of the outputs on calibration pictures that the swap may cost. Default 0.05. */
+  readonly largestError?: number;
+}
+
+const LARGEST_ERROR = 0.05;
+/** Share of the allowed error that is planned with: what is expected is not exact. */
+const CAUTION = 0.7;
+/** What a swap has to bring, measured, for the minutes of a fit to be spent on it. */
+const LEAST_GAIN = 1.04;
+const TIMED_ROUNDS = 11;
+const TRIAL_BATCHES = 4;
+
+/**
+ * Puts functions that integers compute fast in the place of a network's swishes: hard-swishes, a
+ * cut and a product, and where the error allows it ReLUs, which are free. All layers are fitted to
+ * the change ({@link swapActivations}): first with hard-swishes alone, whose measured error tells
+ * how much those of ReLUs will weigh; then with ReLUs at the sites where they save most values for
+ * the error expected. Swishes of squeeze-excite gates, of a single value a channel, stay.
+ *
+ * @returns the network itself where it has no swish, nothing is gained on this device or too much
+ *   is lost.
+ */
+export async function swapForIntegers(
+  dense: Graph,
+  options: IntegerSwapOptions,
+): Promise<PassResult> {
+  const unchanged = { graph: dense, reports: [], refused: [] };
+  const { engine, signal, largestError = LARGEST_ERROR } = options;
+  const sites = await judgeSites(dense, options);
+  const hard: Replacements = new Map(sites.map(({ output }) => [output, "hard-swish"]));
+  if (sites.length === 0 || !(await gains(dense, replaceAll(dense, hard), options))) {
+    return unchanged;
+  }
+  const calibration = firstBatches(options.calibration, TRIAL_BATCHES);
+  const wanted = await outputsOf(dense, calibration, engine, signal);
+  const fit = async (replacements: Replacements) => {
+    const result = await fitReplacements(dense, replacements, options);
+    const outputs = await outputsOf(result.graph, calibration, engine, signal);
+    return { result, error: compareOutputs(wanted, outputs).relativeError };
+  };
+  const first = await fit(hard);
+  if (!(first.error <= largestError)) return unchanged;
+  const mixed = withRelus(sites, first.error, CAUTION * largestError);
+  if (!(await gains(replaceAll(dense, hard), replaceAll(dense, mixed), options))) {
+    return first.result;
+  }
+  const second = await fit(mixed);
+  return second.error <= largestError ? second.result : first.result;
+}
+
+/** A swish over more than one position, and what other functions lose there. */
+interface JudgedSite {
+  readonly output: string;
+  /** Values for one picture. */
+  readonly size: number;
+  /** Share of the variance of what it makes that a multiple of the other function leaves open. */
+  readonly unexplained: Readonly<Record<SwishReplacement, number>>;
+}
+
+async function judgeSites(dense: Graph, options: CompressEnvironment): Promise<JudgedSite[]> {
+  const found = findSwishes(dense).filter(({ kind }) => kind === "swish");
+  if (found.length === 0) return [];
+  const inputs = found.map(({ input }) => input);
+  const shapes = await measureShapes(dense, inputs, options.engine, options.calibration);
+  const product = (dims: readonly number[]) => dims.reduce((all, dim) => all * dim, 1);
+  const sites = found.filter(({ input }) => product(shapes.get(input)!.slice(2)) > 1);
+  const sizes = sites.map(({ input }) => product(shapes.get(input)!));
+  const { graph, outputs } = withRanges(
     dense,
-    replaceSwish(dense, options.replacement, sites),
-    {
-      ...options,
-      places: new Map(),
-      include: () => true,
-      stream: true,
-      correct: false,
-    },
+    sites.map(({ input }) => input),
+    sizes.map((size) => unevenStep(size / SAMPLES)),
   );
+  const fits = sites.map(() => ({ relu: new Moments(), "hard-swish": new Moments() }));
+  const calibration = firstBatches(options.calibration, TRIAL_BATCHES);
+  await sweep(graph, pictureBorder(dense), { ...options, calibration }, (_, results) => {
+    for (const [i, { samplesName }] of outputs.entries()) {
+      for (const x of floats(results, samplesName).data) {
+        const swish = x / (1 + Math.exp(-x));
+        fits[i]!.relu.add(swish, Math.max(0, x));
+        fits[i]!["hard-swish"].add(swish, (x * Math.min(6, Math.max(0, x + 3))) / 6);
+      }
+    }
+  });
+  return sites.map(({ output }, i) => ({
+    output,
+    size: sizes[i]!,
+    unexplained: {
+      relu: fits[i]!.relu.unexplained(),
+      "hard-swish": fits[i]!["hard-swish"].unexplained(),
+    },
+  }));
+}
+
+/** Elements of one site that are looked at in each picture. */
+const SAMPLES = 1024;
+
+/** Second moments of two functions of the same values. */
+class Moments {
+  #count = 0;
+  #y = 0;
+  #x = 0;
+  #yy = 0;
+  #xx = 0;
+  #xy = 0;
+
+  add(y: number, x: number): void {
+    this.#count++;
+    this.#y += y;
+    this.#x += x;
+    this.#yy += y * y;
+    this.#xx += x * x;
+    this.#xy += x * y;
+  }
+
+  /** Share of the variance of y that a·x + b leaves open, in [0, 1]. */
+  unexplained(): number {
+    const n = Math.max(1, this.#count);
+    const yy = this.#yy - this.#y ** 2 / n;
+    const xx = this.#xx - this.#x ** 2 / n;
+    const xy = this.#xy - (this.#x * this.#y) / n;
+    if (!(yy > 0)) return 0;
+    return xx > 0 ? Math.min(1, Math.max(0, 1 - xy ** 2 / (xx * yy))) : 1;
+  }
+}
+
+/** ReLUs where they save most for what they lose, as long as no more error is expected. */
+function withRelus(
+  sites: readonly JudgedSite[],
+  hardError: number,
+  largestError: number,
+): Replacements {
+  const all = sites.reduce((sum, { unexplained }) => sum + unexplained["hard-swish"], 0);
+  const perUnexplained = hardError / Math.max(all, 1e-12);
+  const costOf = ({ unexplained }: JudgedSite) =>
+    perUnexplained * Math.max(0, unexplained.relu - unexplained["hard-swish"]);
+  const worth = (site: JudgedSite) => site.size / Math.max(costOf(site), 1e-12);
+  let expected = hardError;
+  const entries = [...sites]
+    .sort((a, b) => worth(b) - worth(a))
+    .map((site): [string, SwishReplacement] => {
+      if (expected + costOf(site) > largestError) return [site.output, "hard-swish"];
+      expected += costOf(site);
+      return [site.output, "relu"];
+    });
+  return new Map(entries);
+}
+
+function replaceAll(graph: Graph, replacements: Replacements): Graph {
+  let result = graph;
+  for (const kind of ["hard-swish", "relu"] as const) {
+    const sites = [...replacements].filter(([, own]) => own === kind).map(([name]) => name);
+    if (sites.length > 0) result = replaceSwish(result, kind, sites);
+  }
+  return result;
+}
+
+/** Whether one network is faster than another on integers, with one picture on this device. */
+async function gains(
+  slow: Graph,
+  fast: Graph,
+  { engine, calibration, signal }: CompressEnvironment,
+): Promise<boolean> {
+  const { data, dims } = await calibration.read(0);
+  const one = data.subarray(0, data.length / dims[0]!) as Float32Array;
+  const feeds = { [slow.inputs[0]!.name]: { data: one, dims: [1, ...dims.slice(1)] } };
+  const sessions: EngineSession[] = [];
+  try {
+    for (const graph of [slow, fast]) sessions.push(await engine.open(integerForm(graph)));
+    const probes = sessions.map((session) => async () => {
+      signal.throwIfAborted();
+      const start = performance.now();
+      await session.run(feeds);
+      return performance.now() - start;
+    });
+    const samples = await measureByTurns(probes, TIMED_ROUNDS, () => Promise.resolve());
+    const [before = 0, after = 0] = samples.map((list) => summarizeLatency(list).medianMs);
+    return before > LEAST_GAIN * after;
+  } finally {
+    for (const session of sessions) await session.release();
+  }
+}
+
+async function fitReplacements(
+  dense: Graph,
+  replacements: Replacements,
+  options: CompressEnvironment,
+): Promise<PassResult> {
+  const { graph, losses } = await refitNetwork(dense, replaceAll(dense, replacements), {
+    ...options,
+    places: new Map(),
+    include: () => true,
+    stream: true,
+    correct: false,
+  });
+  const kinds = [...new Set(replacements.values())].join(" and ");
   const reports = findPrunableLayers(graph).flatMap(({ name }) => {
     const relativeLoss = losses.get(name);
-    const method = `fitted behind swish → ${options.replacement}`;
+    const method = `fitted behind swish → ${kinds}`;
     return relativeLoss === undefined ? [] : [{ name, method, sparsity: 0, relativeLoss }];
   });
   return { graph, reports, refused: [] };

@@ -34,6 +34,12 @@ const BATCHES = 3;
 /** Stretches that are judged one by one. */
 const MOST_BLOCKS = 24;
 const TIMED_ROUNDS = 7;
+/** Convolutions at the beginning that are tried in float, and those behind them that are timed along. */
+const MOST_LEADING = 4;
+const BEHIND = 2;
+/** Milliseconds below which a beginning is not worth a choice, and share that one has to save. */
+const SHORTEST_MS = 0.3;
+const LEAST_SAVED = 0.04;
 
 /** A stretch of the network, and what integers cost and save there. */
 interface Block {
@@ -43,10 +49,11 @@ interface Block {
 }
 
 /**
- * Puts stretches of a network back into float until its outputs are as close to the dense ones as
- * wanted: first those whose integers add most error for the time they save. Each is measured
- * alone, its error on calibration pictures and its time on this device; nothing is measured where
- * all integers together are good enough.
+ * Leaves the beginning of a network in float where it is slower on integers, and puts more
+ * stretches back into float until its outputs are as close to the dense ones as wanted: first
+ * those whose integers add most error for the time they save. Each is measured alone, its error on
+ * calibration pictures and its time on this device; where the integers are good enough, only the
+ * beginning is.
  */
 export async function chooseFloat(
   problem: FallbackProblem,
@@ -56,12 +63,13 @@ export async function chooseFloat(
   const few = { ...options, calibration: firstBatches(options.calibration, BATCHES) };
   const wanted = await outputsOf(dense, few.calibration, few.engine, few.signal);
   const errorOf = (left: ReadonlySet<string>) => measureError(form(rounded, left), wanted, few);
-  let left = new Set<string>();
+  let left: ReadonlySet<string> = await slowStart(problem, few);
   let error = await errorOf(left);
   if (error <= largestError) return { left, error };
   const judged: { block: Block; error: number; worth: number }[] = [];
   const blocks = cutBlocks(rounded, nodes);
   for (const block of blocks) {
+    if (block.nodes.every((name) => left.has(name))) continue;
     const others = new Set(nodes);
     for (const name of block.nodes) others.delete(name);
     const alone = await errorOf(others);
@@ -86,6 +94,51 @@ export async function chooseFloat(
 export function firstBatches(calibration: Calibration, most: number): Calibration {
   const batches = Math.min(most, calibration.batches);
   return { batches, read: (batch) => calibration.read(batch) };
+}
+
+/**
+ * The nodes at the beginning that integers make slower: a picture has three channels, few for
+ * kernels that read all channels of a pixel at once, and has to be rounded first, which costs less
+ * behind a layer or two. Inside of a network such islands of float cost more than they save.
+ */
+async function slowStart(problem: FallbackProblem, options: CompressEnvironment) {
+  const { rounded, nodes } = problem;
+  const leading = rounded.nodes.filter((n) => nodes.has(n.outputs[0]!) && isLinear(rounded, n));
+  const other = leading.findIndex(({ opType }) => opType !== "Conv");
+  const most = Math.min(MOST_LEADING, other < 0 ? leading.length - 1 : other);
+  const borders = new Set([...findBorders(rounded), rounded.outputs[0]!.name]);
+  const order = rounded.nodes.map(({ outputs }) => outputs[0]!);
+  const last = order.indexOf(
+    leading[Math.min(most + BEHIND, leading.length) - 1]?.outputs[0] ?? "",
+  );
+  const to = order.find((name, at) => at >= last && borders.has(name));
+  if (most < 1 || to === undefined) return new Set<string>();
+  const choices = leading.slice(0, most + 1).map(({ outputs }) => {
+    const before = order.slice(0, order.indexOf(outputs[0]!));
+    return new Set(before.filter((name) => nodes.has(name)));
+  });
+  const times = await timeForms(problem, { from: rounded.inputs[0]!.name, to }, choices, options);
+  const best = times.indexOf(Math.min(...times));
+  const saves = times[0]! > SHORTEST_MS && times[best]! < (1 - LEAST_SAVED) * times[0]!;
+  return saves ? choices[best]! : new Set<string>();
+}
+
+/** Milliseconds of a stretch for one picture, for each set of nodes in float. */
+async function timeForms(
+  { rounded, nodes, form }: FallbackProblem,
+  { from, to }: Pick<Block, "from" | "to">,
+  choices: readonly ReadonlySet<string>[],
+  { engine, calibration }: CompressEnvironment,
+): Promise<number[]> {
+  const part = extractSubgraph(rounded, [from], [to]);
+  const dims = (await measureShapes(rounded, [from], engine, calibration)).get(from)!;
+  const size = dims.reduce((product, dim) => product * dim, 1);
+  const data = Float32Array.from({ length: size }, (_, i) => Math.sin(i));
+  const names = part.nodes.map(({ outputs }) => outputs[0]!);
+  const graphs = choices.map((left) =>
+    form(part, new Set(names.filter((name) => !nodes.has(name) || left.has(name)))),
+  );
+  return timeOf(graphs, engine, { [from]: { data, dims } });
 }
 
 async function measureError(
@@ -123,19 +176,12 @@ function cutBlocks(graph: Graph, nodes: ReadonlySet<string>): Block[] {
 
 /** Milliseconds that a stretch takes less on integers than in float, for one picture. */
 async function savedTime(
-  { rounded, nodes, form }: FallbackProblem,
-  { from, to }: Block,
-  { engine, calibration }: CompressEnvironment,
+  problem: FallbackProblem,
+  block: Block,
+  options: CompressEnvironment,
 ): Promise<number> {
-  const part = extractSubgraph(rounded, [from], [to]);
-  const dims = (await measureShapes(rounded, [from], engine, calibration)).get(from)!;
-  const size = dims.reduce((product, dim) => product * dim, 1);
-  const data = Float32Array.from({ length: size }, (_, i) => Math.sin(i));
-  const names = part.nodes.map(({ outputs }) => outputs[0]!);
-  const float = new Set(names.filter((name) => !nodes.has(name)));
-  const [float32 = 0, integer = 0] = await timeOf([part, form(part, float)], engine, {
-    [from]: { data, dims },
-  });
+  const choices = [problem.nodes, new Set<string>()];
+  const [float32 = 0, integer = 0] = await timeForms(problem, block, choices, options);
   return float32 - integer;
 }
 

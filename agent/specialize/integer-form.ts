@@ -1,7 +1,8 @@
+import { splitHardSwish } from "../onnx/activations.ts";
 import type { Graph, Node } from "../onnx/graph.ts";
 import { intAttribute } from "../onnx/graph.ts";
 import { type ActivationEncoding, quantizeGraph, type WeightEncoding } from "../onnx/qdq.ts";
-import { absorbClipping, integerNodes, isLinear } from "../onnx/qdq-nodes.ts";
+import { absorbClipping, gateOffsets, integerNodes, isLinear } from "../onnx/qdq-nodes.ts";
 
 /** Any range takes the same time. */
 const ENCODING: ActivationEncoding = { type: "uint8", scale: 0.05, zeroPoint: 128 };
@@ -13,15 +14,19 @@ const ENCODING: ActivationEncoding = { type: "uint8", scale: 0.05, zeroPoint: 12
  * @throws {RangeError} as `quantizeGraph`.
  */
 export function integerForm(graph: Graph): Graph {
-  const { graph: absorbed, nodes } = absorbClipping(graph, integerNodes(graph));
+  const split = splitHardSwish(graph);
+  const { graph: absorbed, nodes } = absorbClipping(split, integerNodes(split));
   const activations = new Map<string, ActivationEncoding>();
   const weights = new Map<string, WeightEncoding>();
+  for (const [name, offset] of gateOffsets(absorbed, nodes)) {
+    activations.set(name, { type: "uint8", scale: offset / 100, zeroPoint: 100 });
+  }
   for (const node of absorbed.nodes) {
     if (!nodes.has(node.outputs[0]!)) continue;
     const linear = isLinear(absorbed, node);
     const inputs = linear ? node.inputs.slice(0, 1) : node.inputs;
     for (const name of [...inputs, node.outputs[0]!]) {
-      if (name !== "") activations.set(name, ENCODING);
+      if (name !== "" && !activations.has(name)) activations.set(name, ENCODING);
     }
     if (linear) weights.set(node.inputs[1]!, anyWeights(absorbed, node));
   }

@@ -1,7 +1,8 @@
+import { splitHardSwish } from "../onnx/activations.ts";
 import { removeDeadCode } from "../onnx/dead-code.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { QDQ_OPSET, quantizeGraph } from "../onnx/qdq.ts";
-import { absorbClipping, encodedValues, integerNodes } from "../onnx/qdq-nodes.ts";
+import { absorbClipping, encodedValues, gateOffsets, integerNodes } from "../onnx/qdq-nodes.ts";
 import { type EncodingType, encodeActivations } from "./activation-encodings.ts";
 import type { CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
 import { equalizeNetwork } from "./equalize-network.ts";
@@ -31,13 +32,17 @@ const LARGEST_ERROR = 0.05;
  * Quantizes a network to 8-bit integers for weights and activations, written as standard ONNX
  * (QuantizeLinear and DequantizeLinear) that runtimes fuse into integer kernels.
  *
- * @param dense normalized network from the picture to its features or logits; refused below opset 13.
+ * @param network normalized network from the picture to its features or logits; refused below opset 13.
  * @returns the quantized network; a report for each linear layer.
  */
-export async function quantizeNetwork(dense: Graph, options: QuantizeOptions): Promise<PassResult> {
+export async function quantizeNetwork(
+  network: Graph,
+  options: QuantizeOptions,
+): Promise<PassResult> {
+  const dense = splitHardSwish(network);
   if (dense.opset < QDQ_OPSET) {
     const reason = `integers with a scale a channel need opset ${QDQ_OPSET}, and its nodes of opset ${dense.opset} cannot be raised`;
-    return { graph: dense, reports: [], refused: [{ name: dense.name, reason }] };
+    return { graph: network, reports: [], refused: [{ name: dense.name, reason }] };
   }
   const scheme: Scheme = { type: options.scheme ?? "uint8", left: namedNodes(dense, options) };
   const start = await betterEqualized(dense, scheme, options);
@@ -97,8 +102,9 @@ async function prepareForms(
   scheme: Scheme,
   options: CompressEnvironment,
 ): Promise<(graph: Graph, float: ReadonlySet<string>) => Graph> {
-  const { values } = withIntegers(rounded, scheme);
-  const known = await encodeActivations(rounded, values, scheme.type, options);
+  const { values, graph: integers, nodes: all } = withIntegers(rounded, scheme);
+  const gates = gateOffsets(integers, all);
+  const known = await encodeActivations(rounded, values, scheme.type, gates, options);
   return (graph, float) => {
     const own = withIntegers(graph, scheme, float);
     const activations = new Map(own.values.map((name) => [name, known.get(name)!] as const));

@@ -2,7 +2,11 @@ import assert from "node:assert/strict";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { ActivationHistogram, activationRanges } from "../../agent/compress/activation-range.ts";
+import {
+  ActivationHistogram,
+  activationRanges,
+  gateRange,
+} from "../../agent/compress/activation-range.ts";
 import { factorHessian } from "../../agent/compress/damping.ts";
 import { columnRanges, equalizationFactors, rowRanges } from "../../agent/compress/equalization.ts";
 import { gptq } from "../../agent/compress/gptq.ts";
@@ -123,6 +127,21 @@ test("activation ranges: with outliers the least squares beat the whole range", 
   const [best] = activationRanges(histogram, "u8");
   const whole = activationRanges(histogram, "u8").find(({ method }) => method === "min-max");
   assert.ok(best!.error <= whole!.error);
+});
+
+test("activation ranges: one that begins where a gate closes holds all above, at fine steps", () => {
+  const random = createRandom(5);
+  const histogram = new ActivationHistogram();
+  histogram.add(Float32Array.from({ length: 20_000 }, () => 4 * random.normal() - 3));
+  const { scale, zeroPoint } = gateRange(histogram, 3);
+  assert.ok(Math.abs(scale * zeroPoint - 3) < 1e-5);
+  assert.ok(scale * (255 - zeroPoint) > 0.7 * histogram.max);
+  const { scale: whole } = activationRanges(histogram, "u8").find((r) => r.method === "min-max")!;
+  assert.ok(scale < 0.75 * whole);
+  const below = new ActivationHistogram();
+  below.add(Float32Array.of(-9, -5));
+  assert.deepEqual(gateRange(below, 3), { scale: Math.fround(3 / 254), zeroPoint: 254 });
+  assert.throws(() => gateRange(histogram, 0), RangeError);
 });
 
 test("equalization: producer and consumer end with equal ranges and the same product", () => {

@@ -4,10 +4,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { InferenceSession } from "onnxruntime-node";
+import { splitHardSwish } from "../../agent/onnx/activations.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../../agent/onnx/graph.ts";
 import { type ActivationEncoding, quantizeGraph } from "../../agent/onnx/qdq.ts";
-import { absorbClipping, encodedValues, integerNodes } from "../../agent/onnx/qdq-nodes.ts";
+import {
+  absorbClipping,
+  encodedValues,
+  gateOffsets,
+  integerNodes,
+} from "../../agent/onnx/qdq-nodes.ts";
 import { checkTopologicalOrder } from "../../agent/onnx/query.ts";
 import { withExtraOutputs } from "../../agent/onnx/subgraph.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
@@ -104,6 +110,86 @@ test("qdq: ONNX Runtime fuses a convolution and its Relu into one integer node",
   assert.equal(counts["Conv"] ?? counts["Relu"], undefined);
   assert.equal(counts["QuantizeLinear"], 1);
   assert.equal(counts["DequantizeLinear"], 1);
+});
+
+test("qdq: a hard-swish is a cut and a product of integers, exact but for the rounding", async () => {
+  const weights = (seed: number) => floatTensor([4, 4, 1, 1], randomValues(16, seed));
+  const graph = splitHardSwish(
+    buildModel({
+      inputs: [floatValue("x", ["N", 4, 6, 6])],
+      outputs: [floatValue("y", ["N", 4, 6, 6])],
+      nodes: [
+        node("Conv", ["x", "w0"], ["c"]),
+        node("HardSwish", ["c"], ["h"]),
+        node("Conv", ["h", "w1"], ["y"]),
+      ],
+      initializers: { w0: weights(11), w1: weights(12) },
+    }),
+  );
+  const nodes = integerNodes(graph);
+  assert.equal(nodes.size, 4);
+  assert.deepEqual([...gateOffsets(graph, nodes)], [["c", 3]]);
+  const names = encodedValues(graph, nodes);
+  assert.deepEqual(names.sort(), ["c", "h", "x", "y"]);
+  assert.ok(!integerNodes(graph, new Set(), false).has("h"), "symmetric integers cannot cut at −3");
+  const identity = floatTensor([4, 4, 1, 1], [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]);
+  const plain = { ...graph, initializers: new Map([["w0", identity] as const, ["w1", identity]]) };
+  const codes = Int8Array.from(identity.data as Float32Array, (w) => 127 * w);
+  const weight = { values: codes, scales: new Float32Array(4).fill(1 / 127), axis: 0 };
+  const signed = { type: "uint8", scale: 16 / 255, zeroPoint: 128 } as const;
+  const integers = quantizeGraph(plain, {
+    nodes,
+    activations: new Map<string, ActivationEncoding>([
+      ["x", signed],
+      ["c", { type: "uint8", scale: Math.fround(3 / 70), zeroPoint: 70 }],
+      ["h", { type: "uint8", scale: 8.4 / 255, zeroPoint: 12 }],
+      ["y", { type: "uint8", scale: 8.4 / 255, zeroPoint: 12 }],
+    ]),
+    weights: new Map([
+      ["w0", weight],
+      ["w1", weight],
+    ]),
+  });
+  const data = Float32Array.from({ length: 144 }, (_, i) => (i - 72) / 9);
+  const { y } = await runGraph(integers, { x: { data, dims: [1, 4, 6, 6] } });
+  data.forEach((x, i) => {
+    const expected = (x * Math.min(6, Math.max(0, x + 3))) / 6;
+    assert.ok(Math.abs(y!.data[i]! - expected) < 0.1, `${y!.data[i]} for ${expected} at ${x}`);
+  });
+  const counts = await fusedNodes(integers);
+  for (const [type, count] of [
+    ["QLinearConv", 2],
+    ["Clip", 1],
+    ["QLinearMul", 1],
+    ["QuantizeLinear", 1],
+    ["DequantizeLinear", 1],
+  ] as const) {
+    assert.equal(counts[type], count, type);
+  }
+  const wrong = new Map<string, ActivationEncoding>(names.map((name) => [name, signed]));
+  assert.throws(
+    () => quantizeGraph(plain, { nodes, activations: wrong, weights: new Map() }),
+    RangeError,
+  );
+});
+
+test("qdq: a gate whose input is read elsewhere too, or that never closes, stays in float", () => {
+  const gated = (others: readonly ReturnType<typeof node>[], beta: number) =>
+    buildModel({
+      inputs: [floatValue("x", ["N", 4, 6, 6])],
+      outputs: [floatValue("y", ["N", 4, 6, 6])],
+      nodes: [
+        node("Conv", ["x", "w0"], ["c"]),
+        node("HardSigmoid", ["c"], ["g"], { beta }),
+        node("Mul", ["c", "g"], ["h"]),
+        ...others,
+      ],
+      initializers: { w0: floatTensor([4, 4, 1, 1], randomValues(16, 11)) },
+    });
+  const same = node("Identity", ["h"], ["y"]);
+  assert.ok(integerNodes(gated([same], 0.5)).has("g"));
+  assert.ok(!integerNodes(gated([same], -0.5)).has("g"));
+  assert.ok(!integerNodes(gated([node("Add", ["h", "c"], ["y"])], 0.5)).has("g"));
 });
 
 const BLOCK = buildModel({

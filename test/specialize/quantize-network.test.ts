@@ -9,7 +9,7 @@ import { replaceSwish } from "../../agent/onnx/activations.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../../agent/onnx/graph.ts";
 import { DataType, floatTensor, toFloat32 } from "../../agent/onnx/tensor.ts";
-import { swapActivations } from "../../agent/specialize/activation-swap.ts";
+import { swapActivations, swapForIntegers } from "../../agent/specialize/activation-swap.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
@@ -190,6 +190,59 @@ test("quantize-network: constant and huge activations give finite numbers", asyn
     const { data } = await outputsOf(result.graph, calibration, engine, signal);
     assert.ok(data.every(Number.isFinite));
   }
+});
+
+/** The engine of a device on which graphs take at least so many milliseconds. */
+function deviceWith(costMs: (graph: Graph) => number): Engine {
+  return {
+    ...engine,
+    open: async (graph) => {
+      const session = await engine.open(graph);
+      const least = costMs(graph);
+      return {
+        run: (feeds) => {
+          for (const start = performance.now(); performance.now() < start + least; );
+          return session.run(feeds);
+        },
+        release: () => session.release(),
+      };
+    },
+  };
+}
+
+test("quantize-network: a beginning that is slower on integers stays in float", async () => {
+  const slow = deviceWith(
+    ({ initializers: all }) =>
+      1 + (all.has("stem_quantized") ? 2 : 0) + (all.has("expand") ? 1 : 0),
+  );
+  const options = { ...environment(pictures(4)), engine: slow };
+  const { graph, reports } = await quantizeNetwork(network(), options);
+  assert.ok(graph.initializers.has("stem") && graph.initializers.has("expand_quantized"));
+  assert.match(reports.find(({ name }) => name === "a")!.method, /^float/);
+  const alike = { ...options, engine: deviceWith(() => 1) };
+  assert.ok((await quantizeNetwork(network(), alike)).graph.initializers.has("stem_quantized"));
+});
+
+test("activation-swap: for integers, hard-swish and the ReLUs that the error allows", async () => {
+  const dense = network();
+  const costs: Readonly<Record<string, number>> = { Sigmoid: 0.6, Clip: 0.3 };
+  const device = deviceWith((graph) => {
+    if (!graph.nodes.some(({ opType }) => opType === "DequantizeLinear")) return 0;
+    return graph.nodes.reduce((sum, { opType }) => sum + (costs[opType] ?? 0), 0);
+  });
+  const options = { ...environment(pictures(8)), engine: device };
+  const kindsAt = async (largestError: number) => {
+    const { graph } = await swapForIntegers(dense, { ...options, largestError });
+    const error = await errorOf(dense, graph, pictures(4));
+    assert.ok(error <= largestError, `${error}`);
+    return graph.nodes.flatMap(({ opType }) => (/Swish|Hard|Relu/.test(opType) ? [opType] : []));
+  };
+  assert.deepEqual(await kindsAt(1), ["Relu", "Relu", "Relu"]);
+  assert.deepEqual(await kindsAt(1e-9), []);
+  const some = await kindsAt(4e-3);
+  assert.ok(some.length === 3 && some.includes("HardSwish"), `${some}`);
+  const even = { ...options, engine: deviceWith(() => 1) };
+  assert.equal((await swapForIntegers(dense, even)).graph, dense, "nothing is gained here");
 });
 
 test("activation-swap: layers fitted behind ReLUs come much closer than ReLUs alone", async () => {
