@@ -1,4 +1,5 @@
 import type { Graph } from "./graph.ts";
+import { packedWeightsOf } from "./packed-weights.ts";
 import { integersOf, isFloatType, type Tensor, toFloat32 } from "./tensor.ts";
 
 /**
@@ -20,14 +21,20 @@ export interface ParameterCount {
 
 /**
  * Counts the weights of a graph: floating-point values of initializers and `Constant` nodes, and
- * integers that a DequantizeLinear turns into weights, each tensor once however many nodes read
- * it. Scales and zero points of quantization are none; nor are scalars of rank 0, since exporters
+ * integers that a DequantizeLinear or `packWeights` turns into weights, each tensor once however
+ * many nodes read it. Scales and zero points of quantization are none; nor are scalars of rank 0, since exporters
  * write every √2 and ε so.
  */
 export function countParameters(graph: Graph): ParameterCount {
   let parameters = 0;
   let nonzero = 0;
-  for (const { tensor, zero } of weightsOf(graph)) {
+  const packed = packedWeightsOf(graph);
+  for (const own of packed) {
+    parameters += own.parameters;
+    nonzero += own.nonzero;
+  }
+  const counted = new Set(packed.flatMap(({ names }) => names));
+  for (const { tensor, zero } of weightsOf(graph, counted)) {
     if (tensor.dims.length === 0) continue;
     parameters += tensor.data.length;
     for (const value of numbersOf(tensor)) {
@@ -37,10 +44,13 @@ export function countParameters(graph: Graph): ParameterCount {
   return { parameters, nonzero };
 }
 
-/** Every weight tensor, with the stored value that stands for zero. */
-function* weightsOf(graph: Graph): Generator<{ tensor: Tensor; zero: number }> {
+/** Every weight tensor but the counted ones, with the stored value that stands for zero. */
+function* weightsOf(
+  graph: Graph,
+  counted: ReadonlySet<string>,
+): Generator<{ tensor: Tensor; zero: number }> {
   const quantized = new Set<string>();
-  const settings = new Set<string>();
+  const settings = new Set<string>(counted);
   for (const { opType, inputs } of graph.nodes) {
     if (opType !== "DequantizeLinear" && opType !== "QuantizeLinear") continue;
     const [value = "", ...others] = inputs;
