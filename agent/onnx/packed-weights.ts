@@ -75,9 +75,9 @@ class Draft {
   constructor(graph: Graph) {
     this.#graph = graph;
     this.#initializers = new Map(graph.initializers);
-    let prefix = "w";
+    let prefix = "_w";
     const names = [...graph.initializers.keys(), ...graph.nodes.flatMap((n) => n.outputs)];
-    while (names.some((name) => name.startsWith(prefix))) prefix += "w";
+    while (names.some((name) => name.startsWith(prefix))) prefix += "_";
     this.#prefix = prefix;
   }
 
