@@ -15,9 +15,13 @@ export interface FixedMethod {
   /** Share of internal channels and attention heads taken away; 0 for none. */
   readonly structured: number;
   readonly activations: Activations;
+  /** What becomes of squeeze-excite gates; `fold`: constants, folded into the weights. */
+  readonly gates: "keep" | "fold";
   /** Which weights become zero; null for none. */
   readonly pattern: ZeroPattern | null;
   readonly int8: boolean;
+  /** Bits of weights that are stored small and computed with in float; null: they stay float. */
+  readonly weightBits: 3 | 4 | null;
 }
 
 /** How a network is compressed: as stated, or as a search for a budget finds best. */
@@ -26,15 +30,17 @@ export type Method = FixedMethod | { readonly kind: "auto" };
 /** What a method may look like, for messages. */
 export const METHOD_SYNTAX =
   '"auto", "none", or parts joined by "+": unstructured:0.5 | nm:2:4 | block4:0.5 (one of them), ' +
-  "structured:0.5, int8, size:160, hard-swish or relu";
+  "structured:0.5, int8, int4 or int3 (one of them), size:160, hard-swish or relu, fold-gates";
 
 const NOTHING: FixedMethod = {
   kind: "fixed",
   inputSize: null,
   structured: 0,
   activations: "keep",
+  gates: "keep",
   pattern: null,
   int8: false,
+  weightBits: null,
 };
 
 /**
@@ -86,11 +92,20 @@ function partOf(part: string, before: FixedMethod): Partial<FixedMethod> {
       return { inputSize: first! };
     case "int8":
       only(0);
+      if (before.weightBits !== null) throw wrong(part);
       return { int8: true };
+    case "int4":
+    case "int3":
+      only(0);
+      if (before.int8 || before.weightBits !== null) throw wrong(part);
+      return { weightBits: name === "int4" ? 4 : 3 };
     case "hard-swish":
     case "relu":
       only(0);
       return { activations: name };
+    case "fold-gates":
+      only(0);
+      return { gates: "fold" };
     default:
       throw wrong(part);
   }
@@ -103,13 +118,15 @@ function wrong(part: string): RangeError {
 /** A method as {@link parseMethod} reads it. */
 export function formatMethod(method: Method): string {
   if (method.kind === "auto") return "auto";
-  const { inputSize, structured, activations, pattern, int8 } = method;
+  const { inputSize, structured, activations, gates, pattern, int8, weightBits } = method;
   const parts = [
     inputSize === null ? "" : `size:${inputSize}`,
     structured === 0 ? "" : `structured:${structured}`,
     activations === "keep" ? "" : activations,
+    gates === "keep" ? "" : "fold-gates",
     pattern === null ? "" : formatPattern(pattern),
     int8 ? "int8" : "",
+    weightBits === null ? "" : `int${weightBits}`,
   ].filter((part) => part !== "");
   return parts.length === 0 ? "none" : parts.join("+");
 }
@@ -129,7 +146,9 @@ export function formatPattern(pattern: ZeroPattern): string {
 /** Whether a method leaves the network as it is, to the last weight. */
 export function changesNothing(method: Method): boolean {
   if (method.kind === "auto") return false;
-  const { inputSize, structured, activations, pattern, int8 } = method;
+  const { inputSize, structured, activations, gates, pattern, int8, weightBits } = method;
   const zeros = pattern === null ? 0 : pattern.kind === "n:m" ? pattern.n : pattern.sparsity;
-  return inputSize === null && structured === 0 && activations === "keep" && zeros === 0 && !int8;
+  const shape = inputSize === null && structured === 0;
+  const functions = activations === "keep" && gates === "keep";
+  return shape && functions && zeros === 0 && !int8 && weightBits === null;
 }

@@ -11,7 +11,7 @@ test("method: what is written comes back, part by part", () => {
     "nm:2:4",
     "block4:0.5",
     "int8",
-    "size:160+structured:0.25+hard-swish+nm:1:4+int8",
+    "size:160+structured:0.25+hard-swish+fold-gates+nm:1:4+int8",
   ];
   for (const text of texts) assert.equal(formatMethod(parseMethod(text)), text);
   assert.equal(formatMethod(parseMethod("int8+size:96")), "size:96+int8", "in the order of doing");
@@ -21,7 +21,7 @@ test("method: only what changes no weight changes nothing", () => {
   for (const text of ["none", "unstructured:0"]) {
     assert.equal(changesNothing(parseMethod(text)), true, text);
   }
-  for (const text of ["auto", "int8", "nm:2:4", "size:160", "relu", "structured:0.1"]) {
+  for (const text of ["auto", "int8", "nm:2:4", "size:160", "relu", "fold-gates", "structured:0.1"]) {
     assert.equal(changesNothing(parseMethod(text)), false, text);
   }
 });

@@ -11,6 +11,8 @@ export const compressionPlanSchema = v.strictObject({
   inputSize: v.nullable(v.strictObject({ height: pixels, width: pixels })),
   /** What swish becomes. */
   activations: v.picklist(["keep", "hard-swish", "relu"]),
+  /** What becomes of squeeze-excite gates; plans of older runs keep them. */
+  gates: v.optional(v.picklist(["keep", "fold"]), "keep"),
   /** Residual blocks left out, by id. */
   droppedBlocks: v.array(v.string()),
   /** Channels or heads kept, by id of the channel group; groups not named stay whole. */
@@ -19,6 +21,8 @@ export const compressionPlanSchema = v.strictObject({
   sparsity: v.record(v.string(), v.string()),
   /** Whether weights and activations become 8-bit integers at the end. */
   int8: v.boolean(),
+  /** Bits that weights are stored in, and computed with in float; plans of older runs have none. */
+  weightBits: v.optional(v.nullable(v.picklist([3, 4])), null),
 });
 
 /** See {@link compressionPlanSchema}. */
@@ -28,15 +32,17 @@ export type CompressionPlan = v.InferOutput<typeof compressionPlanSchema>;
 export const NO_CHANGE: CompressionPlan = {
   inputSize: null,
   activations: "keep",
+  gates: "keep",
   droppedBlocks: [],
   widths: {},
   sparsity: {},
   int8: false,
+  weightBits: null,
 };
 
 /** A plan in a few words, for people: `160×160 pixels, 12 groups narrowed, int8`; `dense` for none. */
 export function describePlan(plan: CompressionPlan): string {
-  const { inputSize, activations, widths, sparsity, int8, droppedBlocks } = plan;
+  const { inputSize, activations, gates, widths, sparsity, int8, weightBits, droppedBlocks } = plan;
   const narrowed = Object.keys(widths).length;
   const sparse = Object.keys(sparsity).length;
   const parts = [
@@ -44,8 +50,10 @@ export function describePlan(plan: CompressionPlan): string {
     droppedBlocks.length > 0 ? `${droppedBlocks.length} blocks left out` : "",
     narrowed > 0 ? `${narrowed} groups narrowed` : "",
     activations === "keep" ? "" : `swish → ${activations}`,
+    gates === "keep" ? "" : "gates → constants",
     sparse > 0 ? `zeros in ${sparse} layers` : "",
     int8 ? "int8" : "",
+    weightBits === null ? "" : `weights of ${weightBits} bits`,
   ].filter((part) => part !== "");
   return parts.length > 0 ? parts.join(", ") : "dense";
 }

@@ -48,6 +48,8 @@ export const frontPointSchema = v.strictObject({
    * cross-validation on training pictures; null where no class has two bursts.
    */
   expectedDropPoints: v.nullable(v.number()),
+  /** Standard error of those points; null where there are none, and in fronts of older runs. */
+  dropStandardError: v.optional(v.nullable(v.number()), null),
 });
 
 /** See {@link frontPointSchema}. */
@@ -76,7 +78,7 @@ export function chooseForAim(
     point,
     cost: measure === "latency" ? (point.latencyRatio ?? 1) : point[measure],
     // A drop that nobody could judge is none that a limit on it may allow.
-    drop: point.expectedDropPoints ?? (point.index === 0 ? 0 : Number.POSITIVE_INFINITY),
+    drop: dropToCountOn(point),
   }));
   const limit = frontLimit(aim, generalistParameters);
   const found = chooseFromFront(tradeoffs, limit);
@@ -87,6 +89,12 @@ export function chooseForAim(
     point: nearest.point,
     problem: `nothing that was built reaches the aim (${printAim(aim)}); the nearest was taken`,
   };
+}
+
+/** The best of several looks better than it is, so that what is expected is not enough. */
+function dropToCountOn({ index, expectedDropPoints, dropStandardError }: FrontPoint): number {
+  if (expectedDropPoints === null) return index === 0 ? 0 : Number.POSITIVE_INFINITY;
+  return expectedDropPoints + (dropStandardError ?? 0);
 }
 
 /** What an aim allows, on latency over the dense network's, non-zero weights or bytes. */

@@ -127,13 +127,39 @@ export interface LatencyModel {
   predict(graphs: readonly Graph[]): Promise<number[]>;
 }
 
+/** A whole network to be timed. */
+export interface WholeNetwork {
+  readonly graph: Graph;
+  readonly size: PictureSize;
+  readonly variant?: LatencyModelOptions["variant"];
+}
+
+/** Milliseconds of one picture through each network, all measured by turns. */
+export async function wholeLatencies(
+  networks: readonly WholeNetwork[],
+  { engine, table, signal }: Omit<LatencyModelOptions, "variant">,
+): Promise<number[]> {
+  const jobs = networks.map(({ graph, size, variant }) =>
+    jobOf(wholeOf(graph, size), engine, variant),
+  );
+  await table.measure(jobs, { signal, reference: referenceJob(engine) });
+  return jobs.map(({ key }) => table.get(key)!);
+}
+
+function jobOf(block: Block, engine: Engine, variant: LatencyModelOptions["variant"]): LatencyJob {
+  return {
+    key: `${variant?.name ?? "float"} ${block.key}`,
+    open: () => timedBlock(variant ? { ...block, graph: variant.of(block.graph) } : block, engine),
+  };
+}
+
 /** What a {@link LatencyModel} is made with. */
 export interface LatencyModelOptions {
   readonly engine: Engine;
   readonly table: LatencyTable;
   readonly signal: AbortSignal;
   /** What becomes of a block before it is timed, with a name for it: other arithmetic. */
-  readonly variant?: { readonly name: string; readonly of: (graph: Graph) => Graph };
+  readonly variant?: { readonly name: string; readonly of: (graph: Graph) => Graph } | undefined;
 }
 
 /** Least share of a block's time that is left when the cost of its cuts is taken off. */
@@ -150,11 +176,7 @@ export async function openLatencyModel(
   options: LatencyModelOptions,
 ): Promise<LatencyModel> {
   const { engine, table, signal, variant } = options;
-  const name = variant?.name ?? "float";
-  const job = (block: Block): LatencyJob => ({
-    key: `${name} ${block.key}`,
-    open: () => timedBlock(variant ? { ...block, graph: variant.of(block.graph) } : block, engine),
-  });
+  const job = (block: Block): LatencyJob => jobOf(block, engine, variant);
   const whole = wholeOf(dense, size);
   const reference = referenceJob(engine);
   const measured = async (jobs: readonly LatencyJob[]): Promise<number[]> => {

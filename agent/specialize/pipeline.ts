@@ -4,14 +4,15 @@ import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts"
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
-import { swapActivations } from "./activation-swap.ts";
 import { type CompressOptions, compressNetwork } from "./compress-network.ts";
-import type { CompressionPlan } from "./compression-plan.ts";
+import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import { dropBlocks } from "./drop-blocks.ts";
 import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./environment.ts";
 import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
 import { narrowNetwork } from "./narrow-network.ts";
 import { quantizeNetwork } from "./quantize-network.ts";
+import { simplifies, simplifyNetwork } from "./simplify-network.ts";
+import { storeWeights } from "./weight-only.ts";
 
 /** Height and width of a network's input in pixels; null: its own. */
 export type InputSize = CompressionPlan["inputSize"];
@@ -29,7 +30,8 @@ const WIDTH_MULTIPLE = 8;
 
 /**
  * Does all that a plan states to a network, in the one order in which each pass can mend what the
- * ones before did: picture size, blocks left out, widths, activations, zeros, integers.
+ * ones before did: picture size, simpler functions, blocks left out, widths, zeros, integers. Zeros and
+ * weights of few bits are one pass, which makes no checkpoints.
  *
  * @param dense normalized network from the picture to its features or logits; the plan's names
  *   are those of its layers and groups.
@@ -49,20 +51,26 @@ export async function applyPlan(
     reports.push(...result.reports);
     refused.push(...result.refused);
   };
-  const { droppedBlocks: blocks } = plan;
+  const { droppedBlocks: blocks, activations, gates } = plan;
+  if (simplifies(graph, plan)) {
+    pass(await simplifyNetwork(graph, { ...environment, activations, gates }));
+  }
   if (blocks.length > 0) pass(await dropBlocks(graph, { ...environment, blocks }));
   if (Object.keys(plan.widths).length > 0) {
     const include = ({ id }: ChannelGroup) => plan.widths[id] !== undefined;
     const keep = ({ id, units }: ChannelGroup) => plan.widths[id] ?? units;
     pass(await narrowNetwork(graph, { ...environment, include, keep }));
   }
-  if (plan.activations !== "keep") {
-    pass(await swapActivations(graph, { ...environment, replacement: plan.activations }));
-  }
-  if (Object.keys(plan.sparsity).length > 0) {
-    const patterns = new Map(
-      Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
-    );
+  const patterns = new Map(
+    Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
+  );
+  if (plan.weightBits !== null) {
+    const bits = plan.weightBits;
+    const block = options.zeros?.blockSize;
+    const blockSize = block === undefined ? {} : { blockSize: block };
+    // Zeros and codes come out of one pass: what one loses, the other still can make up for.
+    pass(await storeWeights(graph, { ...environment, bits, patterns, ...blockSize }));
+  } else if (patterns.size > 0) {
     const left: LayerPattern = { kind: "dense", reason: "the plan leaves it" };
     pass(
       await compressNetwork(graph, {
@@ -98,7 +106,7 @@ export function planOf(
   method: FixedMethod,
   dense: Graph,
 ): { plan: CompressionPlan; refused: Refusal[] } {
-  const { inputSize, activations, int8, pattern } = method;
+  const { inputSize, activations, gates, int8, weightBits, pattern } = method;
   const refused: Refusal[] = [];
   const sparsity: Record<string, string> = {};
   if (pattern !== null) {
@@ -117,10 +125,8 @@ export function planOf(
     }
   }
   const size = inputSize === null ? null : { height: inputSize, width: inputSize };
-  return {
-    plan: { inputSize: size, activations, droppedBlocks: [], widths, sparsity, int8 },
-    refused,
-  };
+  const shared = { inputSize: size, activations, gates, int8, weightBits };
+  return { plan: { ...NO_CHANGE, ...shared, widths, sparsity }, refused };
 }
 
 /** A number of units to keep near `wanted`: whole lanes where there are many, at least one. */

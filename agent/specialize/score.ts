@@ -12,6 +12,10 @@ export interface FeatureScore {
   readonly expectedAccuracy: number;
   /** Mean over classes of their pictures' negative log likelihood, in nats. */
   readonly loss: number;
+  /** Probability of each picture's own class while it was held back; NaN where it never was. */
+  readonly likelihoods: readonly number[];
+  /** Class of each picture. */
+  readonly labels: readonly number[];
 }
 
 /**
@@ -26,23 +30,64 @@ export async function scoreFeatures(
     { ...data, samples: data.labels.length },
     { groups: data.bursts, ...options },
   );
-  const sums = new Float64Array(data.classes);
-  const counts = new Float64Array(data.classes);
-  data.labels.forEach((label, i) => {
-    const likelihood = chosen.likelihoods[i]!;
-    if (Number.isNaN(likelihood)) return;
-    sums[label]! += likelihood;
-    counts[label]! += 1;
-  });
-  const means = [...sums].flatMap((sum, c) => (counts[c]! > 0 ? [sum / counts[c]!] : []));
+  const likelihoods = [...chosen.likelihoods];
+  const labels = Array.from(data.labels);
   const losses = chosen.scores.map(({ score }) => score);
   return {
-    expectedAccuracy: means.reduce((a, b) => a + b, 0) / means.length,
+    expectedAccuracy: classMean(likelihoods, labels).mean,
     loss: losses.length > 0 ? Math.min(...losses) : Number.NaN,
+    likelihoods,
+    labels,
   };
 }
 
-/** Percentage points that the second is expected to lose against the first; less than 0: to gain. */
-export function expectedDropPoints(dense: FeatureScore, other: FeatureScore): number {
-  return 100 * (dense.expectedAccuracy - other.expectedAccuracy);
+/** What a network is expected to lose against another, in percentage points; below 0: to gain. */
+export interface ExpectedDrop {
+  /** NaN where nothing could be held back. */
+  readonly points: number;
+  /**
+   * Standard error of `points` over pictures. Whoever takes the best of many networks should count
+   * on it being lost too.
+   */
+  readonly standardError: number;
+}
+
+/**
+ * What the second is expected to lose, picture by picture of the same ones.
+ *
+ * @throws {RangeError} if the scores are of different pictures.
+ */
+export function expectedDrop(
+  dense: Pick<FeatureScore, "likelihoods" | "labels">,
+  other: Pick<FeatureScore, "likelihoods" | "labels">,
+): ExpectedDrop {
+  const { labels } = dense;
+  if (labels.length !== other.labels.length || labels.some((l, i) => l !== other.labels[i])) {
+    throw new RangeError("expected scores of the same pictures, in the same order");
+  }
+  const lost = dense.likelihoods.map((before, i) => 100 * (before - other.likelihoods[i]!));
+  const { mean, standardError } = classMean(lost, labels);
+  return { points: mean, standardError };
+}
+
+/** Mean over classes of the means of their values, NaNs left out. */
+function classMean(values: readonly number[], labels: readonly number[]) {
+  const byClass = new Map<number, number[]>();
+  values.forEach((value, i) => {
+    if (Number.isNaN(value)) return;
+    byClass.set(labels[i]!, [...(byClass.get(labels[i]!) ?? []), value]);
+  });
+  const classes = [...byClass.values()].map((own) => {
+    const mean = own.reduce((a, b) => a + b, 0) / own.length;
+    const squares = own.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+    return { mean, squares, count: own.length };
+  });
+  const total = classes.reduce((sum, { count }) => sum + count, 0);
+  // One spread for all classes: a few pictures of one tell little of their own.
+  const variance = classes.reduce((sum, { squares }) => sum + squares, 0) / total;
+  const ofMeans = classes.reduce((sum, { count }) => sum + variance / count, 0);
+  return {
+    mean: classes.reduce((sum, { mean }) => sum + mean, 0) / classes.length,
+    standardError: Math.sqrt(ofMeans) / classes.length,
+  };
 }

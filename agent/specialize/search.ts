@@ -9,11 +9,17 @@ import { keepUnits } from "../onnx/keep-units.ts";
 import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
 import type { LatencyTable } from "../runtime/latency-table.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
-import type { CompressEnvironment, Refusal } from "./environment.ts";
+import type { Calibration, CompressEnvironment, Refusal } from "./environment.ts";
 import { frontLimit } from "./front.ts";
+import { compareLatency } from "./graph-latency.ts";
 import { type GroupTable, type GroupTables, measureGroups, stitch } from "./group-tables.ts";
 import { integerForm } from "./integer-form.ts";
-import { type LatencyModel, openLatencyModel, type PictureSize } from "./latency-model.ts";
+import {
+  type LatencyModel,
+  openLatencyModel,
+  type PictureSize,
+  wholeLatencies,
+} from "./latency-model.ts";
 import { atInputSize, type InputSize, widthOf } from "./pipeline.ts";
 import { quantizeNetwork } from "./quantize-network.ts";
 import {
@@ -22,6 +28,7 @@ import {
   type SearchedPlan,
   type SearchSpace,
 } from "./search-space.ts";
+import { type Simplification, simplifies, simplifyNetwork } from "./simplify-network.ts";
 import { measureSparsity, type SparsityTables, stitchSparsity } from "./sparsity-tables.ts";
 
 /** What {@link searchPlans} works with. */
@@ -103,11 +110,61 @@ interface Coarse {
   readonly int8: boolean;
   readonly graph: Graph;
   readonly zeros: boolean;
+  readonly simplification: Simplification;
   readonly cost: number;
   readonly judgment: Judgment;
   /** Points that integers cost beside all else. */
   readonly int8Drop: number;
   readonly costOf: (graphs: readonly Graph[]) => Promise<number[]>;
+}
+
+/** A network that settings of size and integers start from. */
+interface Base {
+  /** At the own size. */
+  readonly graph: Graph;
+  readonly simplification: Simplification;
+  readonly judgment: Judgment;
+  /** Points that integers cost, and their latency over that of a wholly integer form; or none. */
+  readonly integers: { readonly drop: number; readonly slowdown: number } | null;
+}
+
+/** One base at one size. */
+interface Form {
+  readonly base: Base;
+  readonly size: InputSize;
+  readonly graph: Graph;
+  readonly int8: boolean;
+}
+
+/** Timed in the place of a network that integers would be made of. */
+const INTEGERS = { name: "int8", of: integerForm };
+/** Cheaper functions that are tried, the cheapest first. */
+const SIMPLIFICATIONS: readonly Simplification[] = [
+  { activations: "relu", gates: "fold" },
+  { activations: "relu", gates: "keep" },
+  { activations: "keep", gates: "fold" },
+];
+
+function firstHalf({ batches, read }: Calibration): Calibration {
+  return { batches: Math.ceil(batches / 2), read };
+}
+
+/** Whether every part of a simplification finds something to change. */
+function changesAll(graph: Graph, { activations, gates }: Simplification): boolean {
+  const swishes = simplifies(graph, { activations, gates: "keep" });
+  const folds = simplifies(graph, { activations: "keep", gates });
+  return (swishes || activations === "keep") && (folds || gates === "keep");
+}
+
+/** The plan of a setting, before any fine lever. */
+function planOf({
+  size,
+  int8,
+  simplification,
+}: Pick<Coarse, "size" | "int8" | "simplification">): CompressionPlan {
+  const { activations, gates } = simplification;
+  const changed = size !== null || int8 || activations !== "keep" || gates !== "keep";
+  return changed ? { ...NO_CHANGE, inputSize: size, activations, gates, int8 } : NO_CHANGE;
 }
 
 class Search {
@@ -117,7 +174,7 @@ class Search {
   readonly #start = performance.now();
   readonly #points: SearchedPlan[] = [];
   readonly #refused: Refusal[] = [];
-  readonly #groups = new Map<string, GroupTables>();
+  readonly #groups = new Map<Graph, GroupTables>();
   #sparsity: SparsityTables | undefined;
 
   constructor(options: SearchOptions) {
@@ -127,9 +184,11 @@ class Search {
   }
 
   async run(): Promise<void> {
-    const coarse = await this.#coarseSettings();
-    // Cheapest first: what is found early tells what need not be looked at.
-    coarse.sort((a, b) => a.cost - b.cost);
+    const settings = (await this.#coarseSettings()).sort((a, b) => a.cost - b.cost);
+    // Settings that are slower and lose more than another one have the same fine levers as it.
+    const coarse = this.#timed
+      ? paretoFront(settings.map((c) => ({ ...c, drop: c.judgment.dropPoints })))
+      : settings;
     for (const setting of this.#inOrder(coarse)) {
       if (this.#timeLeft() <= 0) break;
       await this.#explore(setting);
@@ -179,10 +238,16 @@ class Search {
     return Math.min(1, 1 - this.#timeLeft() / (1000 * this.#options.maxSeconds));
   }
 
-  /** Cheap enough by themselves first, the dearest of them first; then the others. */
+  /**
+   * Those first that leave fine levers room, the cheapest first: what is found early tells what
+   * need not be looked at. For a limit on cost, those that keep it, the dearest first.
+   */
   #inOrder(coarse: readonly Coarse[]): Coarse[] {
     const limit = this.#limit;
-    if ("maxDrop" in limit) return [...coarse];
+    if ("maxDrop" in limit) {
+      const roomy = ({ judgment }: Coarse) => judgment.dropPoints <= limit.maxDrop / 2;
+      return [...coarse.filter(roomy), ...coarse.filter((setting) => !roomy(setting))];
+    }
     const enough = coarse.filter(({ cost }) => cost <= limit.maxCost);
     return [...enough.reverse(), ...coarse.filter(({ cost }) => cost > limit.maxCost)];
   }
@@ -198,37 +263,112 @@ class Search {
     }
   }
 
+  /**
+   * Every simplification at every size, in float and in integers: all are timed whole; what is
+   * smaller than what already loses too much is not judged.
+   */
   async #latencySettings(): Promise<Coarse[]> {
-    const { dense, size: own } = this.#options;
+    const { size: own } = this.#options;
+    const bases = await this.#bases();
+    const forms = bases.flatMap((base) =>
+      [null, ...smallerSizes(own)].flatMap((size): Form[] => {
+        const graph = this.#resized(base.graph, size);
+        if (graph === undefined) return [];
+        const float: Form = { base, size, graph, int8: false };
+        return base.integers ? [float, { ...float, int8: true }] : [float];
+      }),
+    );
+    const { engine, signal } = await this.#options.environmentAt(null);
+    const times = await wholeLatencies(
+      forms.map(({ graph, size, int8 }) => ({
+        graph,
+        size: size ?? own,
+        variant: int8 ? INTEGERS : undefined,
+      })),
+      { engine, signal, table: this.#options.table },
+    );
+    const whole = times[0]!;
     const settings: Coarse[] = [];
-    let denseMs: number | undefined;
-    for (const size of [null, ...smallerSizes(own)]) {
-      const graph = this.#resized(dense, size);
-      if (graph === undefined) continue;
-      const environment = await this.#options.environmentAt(size);
-      const judgment = await this.#options.judge(graph, size);
-      const model = await this.#model(graph, size, environment);
-      denseMs ??= model.denseMs;
-      const whole = denseMs;
-      const costOf = async (graphs: readonly Graph[]) =>
-        (await model.predict(graphs)).map((ms) => ms / whole);
-      const cost = model.denseMs / whole;
-      settings.push(this.#setting({ size, graph, judgment, cost, costOf }));
-      const integers = await this.#integers(graph, size, environment, judgment, model.denseMs);
-      if (integers) settings.push(this.#setting({ size, graph, ...integers(whole) }));
-      // Smaller pictures only lose more.
-      if ("maxDrop" in this.#limit && judgment.dropPoints > this.#limit.maxDrop) break;
-      if (this.#timeLeft() <= 0) break;
+    for (const base of bases) {
+      let judgment = base.judgment;
+      for (const [at, form] of forms.entries()) {
+        if (form.base !== base || judgment.dropPoints > this.#mostDrop()) continue;
+        if (form.size !== null && !form.int8) {
+          if (this.#timeLeft() <= 0) break;
+          judgment = await this.#options.judge(form.graph, form.size);
+        }
+        settings.push(this.#timedSetting(form, judgment, times[at]! / whole, whole));
+      }
     }
     return settings;
+  }
+
+  /** @param cost of the whole network over the dense one's. @param wholeMs what that one takes. */
+  #timedSetting(form: Form, float: Judgment, cost: number, wholeMs: number): Coarse {
+    const { base, size, graph, int8 } = form;
+    const { slowdown, drop } = (int8 ? base.integers : null) ?? { slowdown: 1, drop: 0 };
+    let model: Promise<LatencyModel> | undefined;
+    return this.#setting({
+      size,
+      graph,
+      int8,
+      simplification: base.simplification,
+      judgment: { ...float, dropPoints: float.dropPoints + drop },
+      int8Drop: drop,
+      cost: cost * slowdown,
+      costOf: async (graphs) => {
+        // Its blocks are timed only where something is built of them.
+        model ??= this.#options
+          .environmentAt(size)
+          .then((environment) => this.#model(graph, size, environment, int8));
+        return (await (await model).predict(graphs)).map((ms) => (slowdown * ms) / wholeMs);
+      },
+    });
+  }
+
+  /** The network with its own functions, and with cheaper ones where that pays. */
+  async #bases(): Promise<Base[]> {
+    const { dense, judge } = this.#options;
+    const environment = await this.#options.environmentAt(null);
+    const judgment = await judge(dense, null);
+    const { activations, gates } = NO_CHANGE;
+    const bases = [await this.#base(dense, { activations, gates }, judgment)];
+    for (const simplification of SIMPLIFICATIONS) {
+      if (this.#timeLeft() <= 0 || !changesAll(dense, simplification)) continue;
+      // Gates alone are worth a look only where swishes have to stay.
+      const only = simplification.activations === "keep";
+      if (only && bases.some((base) => base.simplification.activations !== "keep")) continue;
+      // What is built in the end is fitted to all pictures; this is to be judged only.
+      const calibration = firstHalf(environment.calibration);
+      const options = { ...environment, calibration, ...simplification };
+      const { graph } = await simplifyNetwork(dense, options);
+      const after = await judge(graph, null);
+      if (after.dropPoints > this.#mostDrop()) continue;
+      bases.push(await this.#base(graph, simplification, after));
+      this.#options.onProgress(this.#share());
+    }
+    return bases;
+  }
+
+  /** What may be lost; a little more than allowed, as what is judged is an estimate. */
+  #mostDrop(): number {
+    const limit = this.#limit;
+    return "maxDrop" in limit ? limit.maxDrop : Number.POSITIVE_INFINITY;
+  }
+
+  async #base(graph: Graph, simplification: Simplification, judgment: Judgment): Promise<Base> {
+    const integers = await this.#integers(graph, judgment);
+    return { graph, simplification, judgment, integers };
   }
 
   #setting(
     parts: Pick<Coarse, "size" | "graph" | "judgment" | "cost" | "costOf"> & Partial<Coarse>,
   ): Coarse {
-    const setting = { int8: false, zeros: false, int8Drop: 0, ...parts };
-    const { size, int8, cost, judgment } = setting;
-    const plan = size === null && !int8 ? NO_CHANGE : { ...NO_CHANGE, inputSize: size, int8 };
+    const { activations, gates } = NO_CHANGE;
+    const simplification = { activations, gates };
+    const setting = { int8: false, zeros: false, int8Drop: 0, simplification, ...parts };
+    const { cost, judgment } = setting;
+    const plan = planOf(setting);
     this.#points.push({ plan, cost, ...judgment, latencyRatio: this.#timed ? cost : null });
     return setting;
   }
@@ -237,58 +377,47 @@ class Search {
     graph: Graph,
     size: InputSize,
     { engine, signal }: CompressEnvironment,
-    variant?: { readonly name: string; readonly of: (graph: Graph) => Graph },
+    int8: boolean,
   ): Promise<LatencyModel> {
-    const { table } = this.#options;
-    const shared = { engine, table, signal };
+    const shared = { engine, table: this.#options.table, signal };
     return openLatencyModel(
       graph,
       size ?? this.#options.size,
-      variant ? { ...shared, variant } : shared,
+      int8 ? { ...shared, variant: INTEGERS } : shared,
     );
   }
 
   /** The network at another size; undefined where it cannot take it. */
-  #resized(dense: Graph, size: InputSize): Graph | undefined {
+  #resized(graph: Graph, size: InputSize): Graph | undefined {
     try {
-      return atInputSize(dense, size);
+      return atInputSize(graph, size);
     } catch (error) {
       this.#refused.push({ name: `${size?.width}×${size?.height}`, reason: messageOf(error) });
       return undefined;
     }
   }
 
-  /** What integers gain and cost on the network that is otherwise left as it is. */
-  async #integers(
-    graph: Graph,
-    size: InputSize,
-    environment: CompressEnvironment,
-    float: Judgment,
-    floatMs: number,
-  ) {
+  /** What integers gain and cost on a network that is otherwise left as it is; null: no use. */
+  async #integers(graph: Graph, float: Judgment): Promise<Base["integers"]> {
     try {
-      const model = await this.#model(graph, size, environment, { name: "int8", of: integerForm });
-      if (floatMs / model.denseMs < LEAST_GAIN) {
-        const reason = `integers make it ${(floatMs / model.denseMs).toFixed(2)} times as fast`;
+      const environment = await this.#options.environmentAt(null);
+      const { graph: quantized } = await quantizeNetwork(graph, environment);
+      const { engine, signal } = environment;
+      const forms = [graph, integerForm(graph), quantized];
+      const timed = forms.map((each) => ({ graph: each, ...this.#options.size }));
+      const [floatMs, formMs, ms] = await compareLatency(timed, 1, engine, signal);
+      if (floatMs! / ms! < LEAST_GAIN) {
+        const reason = `integers make it ${(floatMs! / ms!).toFixed(2)} times as fast`;
         this.#refused.push({ name: "int8", reason });
-        return undefined;
+        return null;
       }
-      const judgment = await this.#options.judge(
-        (await quantizeNetwork(graph, environment)).graph,
-        size,
-      );
-      return (whole: number) => ({
-        int8: true,
-        judgment,
-        int8Drop: Math.max(0, judgment.dropPoints - float.dropPoints),
-        cost: model.denseMs / whole,
-        costOf: async (graphs: readonly Graph[]) =>
-          (await model.predict(graphs)).map((ms) => ms / whole),
-      });
+      const judgment = await this.#options.judge(quantized, null);
+      const drop = Math.max(0, judgment.dropPoints - float.dropPoints);
+      return { drop, slowdown: ms! / formMs! };
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       this.#refused.push({ name: "int8", reason: error.message });
-      return undefined;
+      return null;
     }
   }
 
@@ -400,8 +529,8 @@ class Search {
   }
 
   async #widthSpace(setting: Coarse): Promise<SearchSpace> {
-    const { size, graph, int8 } = setting;
-    const tables = await this.#groupTables(graph, size);
+    const { graph } = setting;
+    const tables = await this.#groupTables(setting);
     const counts = tables.groups.map(({ group }) => widthsOf(group));
     const levers = await widthLevers(tables.groups, counts, setting);
     const keepOf = (choice: readonly number[]) =>
@@ -417,9 +546,7 @@ class Search {
       costOf: async (other) => (await setting.costOf([other]))[0]!,
       judge: (other) => this.#judge(other, setting),
       planOf: (choice) => ({
-        ...NO_CHANGE,
-        inputSize: size,
-        int8,
+        ...planOf(setting),
         widths: Object.fromEntries(keepOf(choice)),
       }),
     };
@@ -430,17 +557,17 @@ class Search {
     return { ...judgment, dropPoints: judgment.dropPoints + int8Drop };
   }
 
-  async #groupTables(graph: Graph, size: InputSize): Promise<GroupTables> {
-    const key = size === null ? "own" : `${size.height}×${size.width}`;
-    const known = this.#groups.get(key);
+  async #groupTables({ graph, size }: Coarse): Promise<GroupTables> {
+    // Float and integers share the graph, and its tables.
+    const known = this.#groups.get(graph);
     if (known) return known;
     // The tables of a size are large, and the next setting may be of another.
     for (const [other, tables] of this.#groups) {
-      await tables.dispose();
       this.#groups.delete(other);
+      await tables.dispose();
     }
     const tables = await measureGroups(graph, await this.#options.environmentAt(size));
-    this.#groups.set(key, tables);
+    this.#groups.set(graph, tables);
     this.#refused.push(...tables.refused);
     return tables;
   }

@@ -96,7 +96,8 @@ async function measureGates(
       const { data, dims } = floats(outputs, factor);
       const [count = 0, channels = 0, ...rest] = dims;
       if (dims.length !== 4 || rest.some((side) => side !== 1)) return;
-      const sum = (sums[g] ??= { factors: new Float64Array(channels), pictures: 0 });
+      const sum = sums[g] ?? { factors: new Float64Array(channels), pictures: 0 };
+      sums[g] = sum;
       for (let i = 0; i < data.length; i++) sum.factors[i % channels]! += data[i]!;
       sum.pictures += count;
     });

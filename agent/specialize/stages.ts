@@ -50,7 +50,7 @@ import type { CachedPicture, Sample } from "./picture-cache.ts";
 import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
 import { runPaths } from "./run.ts";
 import { decodePictures, RunPictures } from "./run-pictures.ts";
-import { expectedDropPoints, type FeatureScore, scoreFeatures } from "./score.ts";
+import { type ExpectedDrop, expectedDrop, type FeatureScore, scoreFeatures } from "./score.ts";
 import { searchPlans } from "./search.ts";
 import type { SearchedPlan } from "./search-space.ts";
 import { type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
@@ -131,8 +131,9 @@ const compressFile = v.object({
 const plansFile = v.array(v.pick(builtSchema, ["plan", "predictedLatencyRatio"]));
 
 const scoreFile = v.object({
-  expectedAccuracy: v.nullable(v.number()),
-  loss: v.nullable(v.number()),
+  /** Null where a picture was never held back, which JSON has no other number for. */
+  likelihoods: v.array(v.nullable(v.number())),
+  labels: v.array(v.number()),
 });
 
 class Run {
@@ -177,8 +178,8 @@ class Run {
     const features = await this.#trainingFeatures();
     await this.#writeHead(0, await this.#fit(features));
     if (!this.#searches()) return;
-    const { expectedAccuracy, loss } = await this.#score(features);
-    await writeJsonAtomic(this.#work("dense-score.json"), { expectedAccuracy, loss });
+    const { likelihoods, labels } = await this.#score(features);
+    await writeJsonAtomic(this.#work("dense-score.json"), { likelihoods, labels });
   }
 
   /** Lists the plans to build: the stated one, or those that a search tries. */
@@ -219,7 +220,8 @@ class Run {
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
       judge: async (graph, size) => {
         const other = await score(graph, size);
-        return { loss: other.loss, dropPoints: expectedDropPoints(dense, other) };
+        const { points, standardError } = expectedDrop(dense, other);
+        return { loss: other.loss, dropPoints: points + standardError };
       },
       table: await LatencyTable.open(latencyTablePath, thisMachine(spec.options), log),
       parameters,
@@ -350,19 +352,10 @@ class Run {
         latencyRatio: 1,
         predictedLatencyRatio,
         expectedDropPoints: 0,
+        dropStandardError: 0,
       };
     }
-    const known = v.parse(
-      scoreFile,
-      (await readJsonIfExists(this.#work("dense-score.json"))) ?? {
-        expectedAccuracy: null,
-        loss: null,
-      },
-    );
-    const drop =
-      score === null || known.expectedAccuracy === null
-        ? null
-        : expectedDropPoints({ expectedAccuracy: known.expectedAccuracy, loss: 0 }, score);
+    const drop = score === null ? null : await this.#dropOf(score);
     return {
       index,
       plan,
@@ -370,8 +363,17 @@ class Run {
       predictedLatencyRatio,
       nonzero,
       bytes,
-      expectedDropPoints: drop !== null && Number.isFinite(drop) ? drop : null,
+      expectedDropPoints: drop?.points ?? null,
+      dropStandardError: drop?.standardError ?? null,
     };
+  }
+
+  /** Null where nothing could be held back. */
+  async #dropOf(score: FeatureScore): Promise<ExpectedDrop | null> {
+    const known = v.parse(scoreFile, await readJsonIfExists(this.#work("dense-score.json")));
+    const likelihoods = known.likelihoods.map((value) => value ?? Number.NaN);
+    const drop = expectedDrop({ likelihoods, labels: known.labels }, score);
+    return Number.isFinite(drop.points) ? drop : null;
   }
 
   async #latencyRatio(graph: Graph, size: InputSize): Promise<number> {

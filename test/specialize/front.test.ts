@@ -14,6 +14,7 @@ function point(index: number, values: Partial<FrontPoint>): FrontPoint {
     nonzero: 4_000_000,
     bytes: 16_000_000,
     expectedDropPoints: 0,
+    dropStandardError: 0,
     ...values,
   };
 }

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { referenceGemm } from "../../agent/math/gemm.ts";
 import { createRandom } from "../../agent/math/random.ts";
 import type { TrainingFeatures } from "../../agent/specialize/fit-head.ts";
-import { expectedDropPoints, scoreFeatures } from "../../agent/specialize/score.ts";
+import { expectedDrop, scoreFeatures } from "../../agent/specialize/score.ts";
 
 const OPTIONS = { seed: 1, gemm: referenceGemm, signal: new AbortController().signal };
 
@@ -29,8 +29,32 @@ test("score: features that tell the classes apart score near 1, noisier ones low
   assert.ok(noisy.expectedAccuracy < 0.9, `${noisy.expectedAccuracy}`);
   assert.ok(noisy.expectedAccuracy > 1 / 3, `${noisy.expectedAccuracy}`);
   assert.ok(noisy.loss > clear.loss);
-  const drop = expectedDropPoints(clear, noisy);
-  assert.ok(Math.abs(drop - 100 * (clear.expectedAccuracy - noisy.expectedAccuracy)) < 1e-9);
+  const { points, standardError } = expectedDrop(clear, noisy);
+  assert.ok(Math.abs(points - 100 * (clear.expectedAccuracy - noisy.expectedAccuracy)) < 1e-9);
+  assert.ok(standardError > 0 && standardError < points);
+});
+
+test("score: the standard error of a drop is what the mean scatters by over other pictures", () => {
+  const random = createRandom(3);
+  const labels = Array.from({ length: 60 }, (_, i) => i % 3);
+  const draw = () => {
+    const dense = labels.map(() => 0.9 + 0.05 * random.normal());
+    const other = dense.map((value, i) => value - 0.02 * labels[i]! + 0.1 * random.normal());
+    return expectedDrop({ likelihoods: dense, labels }, { likelihoods: other, labels });
+  };
+  const drops = Array.from({ length: 400 }, draw);
+  const mean = drops.reduce((sum, { points }) => sum + points, 0) / drops.length;
+  const spread = Math.sqrt(
+    drops.reduce((sum, { points }) => sum + (points - mean) ** 2, 0) / drops.length,
+  );
+  const stated = drops.reduce((sum, { standardError }) => sum + standardError, 0) / drops.length;
+  assert.ok(Math.abs(mean - 2) < 0.3, `${mean}`);
+  assert.ok(Math.abs(stated / spread - 1) < 0.1, `${stated} for ${spread}`);
+});
+
+test("score: scores of other pictures are not compared", () => {
+  const one = { likelihoods: [0.5, 0.6], labels: [0, 1] };
+  assert.throws(() => expectedDrop(one, { likelihoods: [0.5, 0.6], labels: [1, 0] }), RangeError);
 });
 
 test("score: one burst a class leaves nothing to judge on, and no number is made up", async () => {
