@@ -11,6 +11,8 @@ test("method: what is written comes back, part by part", () => {
     "nm:2:4",
     "block4:0.5",
     "int8",
+    "int4",
+    "nm:2:4+int3",
     "size:160+structured:0.25+hard-swish+fold-gates+nm:1:4+int8",
   ];
   for (const text of texts) assert.equal(formatMethod(parseMethod(text)), text);
@@ -21,7 +23,16 @@ test("method: only what changes no weight changes nothing", () => {
   for (const text of ["none", "unstructured:0"]) {
     assert.equal(changesNothing(parseMethod(text)), true, text);
   }
-  for (const text of ["auto", "int8", "nm:2:4", "size:160", "relu", "fold-gates", "structured:0.1"]) {
+  for (const text of [
+    "auto",
+    "int8",
+    "int4",
+    "nm:2:4",
+    "size:160",
+    "relu",
+    "fold-gates",
+    "structured:0.1",
+  ]) {
     assert.equal(changesNothing(parseMethod(text)), false, text);
   }
 });
@@ -40,6 +51,10 @@ test("method: what makes no sense is refused, naming the part", () => {
     ["int8:4", "int8:4"],
     ["unstructured:0.5+nm:2:4", "nm:2:4"],
     ["auto+int8", "auto"],
+    ["int8+int4", "int4"],
+    ["int3+int4", "int4"],
+    ["int4+int8", "int8"],
+    ["int4:1", "int4:1"],
   ];
   for (const [text, part] of wrong) {
     assert.throws(

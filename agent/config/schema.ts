@@ -167,7 +167,7 @@ const specialize = v.pipe(
           `What is done to the network: ${METHOD_SYNTAX}. "auto" searches for the aim; the others do ` +
             "the same to every layer: zeros anywhere (unstructured), N zeros in every M inputs (nm), " +
             "in blocks of four (block4), fewer channels and heads (structured), 8-bit integers (int8), " +
-            "a smaller picture in pixels (size).",
+            "weights stored in 4 or 3 bits (int4, int3), a smaller picture in pixels (size).",
         ),
       ),
       "unstructured:0.5",
