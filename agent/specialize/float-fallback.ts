@@ -117,7 +117,8 @@ async function slowStart(problem: FallbackProblem, options: CompressEnvironment)
     const before = order.slice(0, order.indexOf(outputs[0]!));
     return new Set(before.filter((name) => nodes.has(name)));
   });
-  const times = await timeForms(problem, { from: rounded.inputs[0]!.name, to }, choices, options);
+  const start = { from: rounded.inputs[0]!.name, to };
+  const times = await timeForms(problem, start, choices, options, 3 * TIMED_ROUNDS);
   const best = times.indexOf(Math.min(...times));
   const saves = times[0]! > SHORTEST_MS && times[best]! < (1 - LEAST_SAVED) * times[0]!;
   return saves ? choices[best]! : new Set<string>();
@@ -129,6 +130,7 @@ async function timeForms(
   { from, to }: Pick<Block, "from" | "to">,
   choices: readonly ReadonlySet<string>[],
   { engine, calibration }: CompressEnvironment,
+  rounds = TIMED_ROUNDS,
 ): Promise<number[]> {
   const part = extractSubgraph(rounded, [from], [to]);
   const dims = (await measureShapes(rounded, [from], engine, calibration)).get(from)!;
@@ -138,7 +140,7 @@ async function timeForms(
   const graphs = choices.map((left) =>
     form(part, new Set(names.filter((name) => !nodes.has(name) || left.has(name)))),
   );
-  return timeOf(graphs, engine, { [from]: { data, dims } });
+  return timeOf(graphs, engine, { [from]: { data, dims } }, rounds);
 }
 
 async function measureError(
@@ -189,6 +191,7 @@ async function timeOf(
   graphs: readonly Graph[],
   engine: Engine,
   feeds: Parameters<EngineSession["run"]>[0],
+  rounds: number,
 ): Promise<number[]> {
   const sessions: EngineSession[] = [];
   try {
@@ -198,7 +201,7 @@ async function timeOf(
       await session.run(feeds);
       return performance.now() - start;
     });
-    const samples = await measureByTurns(probes, TIMED_ROUNDS, () => Promise.resolve());
+    const samples = await measureByTurns(probes, rounds, () => Promise.resolve());
     return samples.map((list) => summarizeLatency(list).medianMs);
   } finally {
     for (const session of sessions) await session.release();
