@@ -15,6 +15,12 @@ const LEFT_ALONE = new Set([
   "DequantizeLinear",
 ]);
 
+/** Types that several weights may be packed into, each of which takes a bit at least. */
+const WORD_BITS = new Map([
+  [DataType.UINT8, 8],
+  [DataType.UINT64, 64],
+]);
+
 /** A constant this small may come out larger than what it was made from (an Expand, a Range). */
 const SMALL = 16_384;
 
@@ -98,7 +104,8 @@ const LOGICAL = /^(Equal|Greater|Less|GreaterOrEqual|LessOrEqual|And|Or|Xor|Not|
 
 /**
  * Replaces computed constants by initializers. A constant much larger than what it is computed
- * from stays as it is: a file should not grow by what a node makes in no time.
+ * from stays as it is: a file should not grow by what a node makes in no time. Packed weights (see
+ * `packWeights`) are unpacked: as initializers they can be worked on.
  *
  * @param values results of {@link constantValues}, by name; missing ones stay computed.
  */
@@ -122,10 +129,12 @@ export function foldConstants(graph: Graph, values: ReadonlyMap<string, Tensor>)
   return removeDeadCode({ ...graph, nodes, initializers });
 }
 
-/** Elements of the initializers that each value is computed from. */
+/** Elements of the initializers that each value is computed from; of words, their bits. */
 function sourceSizes(graph: Graph): Map<string, number> {
   const sizes = new Map<string, number>();
-  for (const [name, { dims }] of graph.initializers) sizes.set(name, elementCount(dims));
+  for (const [name, { dims, dataType }] of graph.initializers) {
+    sizes.set(name, elementCount(dims) * (WORD_BITS.get(dataType) ?? 1));
+  }
   for (const node of constantNodes(graph)) {
     const total = readsOf(node).reduce((sum, name) => sum + (sizes.get(name) ?? 0), 0);
     for (const name of node.outputs) sizes.set(name, total);

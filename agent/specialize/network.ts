@@ -91,8 +91,11 @@ function readNormalized(bytes: Uint8Array): Graph {
       cause: error,
     });
   }
+  // What a Cast makes floats of was only stored so; folding computes it.
+  const stored = new Set(graph.nodes.flatMap((n) => (n.opType === "Cast" ? n.inputs : [])));
   const half = [...graph.initializers].find(
-    ([, { dataType }]) => dataType === DataType.FLOAT16 || dataType === DataType.BFLOAT16,
+    ([name, { dataType }]) =>
+      (dataType === DataType.FLOAT16 || dataType === DataType.BFLOAT16) && !stored.has(name),
   );
   if (half === undefined) return graph;
   throw new AgentError(

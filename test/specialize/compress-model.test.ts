@@ -105,6 +105,19 @@ test("compress model: fewer channels as integers are smaller, and work together"
   assert.equal((await answers(result.out)).length, 5);
 });
 
+test("compress model: weights of 4 bits are a small file, which can be compressed again", async () => {
+  const result = await run(request("unstructured:0.5+int4"));
+  assert.equal(result.plan.weightBits, 4);
+  assert.deepEqual(result.after.parameters, result.before.parameters);
+  assert.ok(result.after.nonzero < 0.6 * result.before.nonzero);
+  assert.ok(result.after.bytes < 0.4 * result.before.bytes, `${result.after.bytes}`);
+  assert.ok(result.heldBack.relativeError < 0.2 && result.heldBack.agreement > 0.5);
+  const again = await run(request("int3", { modelPath: result.out }));
+  assert.equal(again.before.nonzero, result.after.nonzero);
+  assert.ok(again.layers.some(({ method }) => method.startsWith("int3 weights")));
+  assert.equal((await answers(again.out)).length, 5);
+});
+
 test("compress model: 2 zeros in every 4, and the same result for the same seed", async () => {
   const first = await run(request("nm:2:4"));
   const bytes = readFileSync(first.out);
