@@ -19,6 +19,8 @@ const GRID = 32;
 /** Bits of a scale, and of a zero where it is not the middle code. */
 const SCALE_BITS = 16;
 const ZERO_BITS = 8;
+/** Rows that forms are compared on, about. */
+const ROWS_TRIED = 64;
 /** From this share of zeros on they are left out of the file, which needs one code for all. */
 const MANY_ZEROS = 0.25;
 
@@ -71,12 +73,16 @@ function costOf(form: QuantizerOptions, options: StoreLayerOptions): number {
   const { rows, cols, gram } = options;
   const { gridSize = cols, symmetric, bits } = form;
   const count = rows / gram.groups;
+  const step = Math.ceil(rows / ROWS_TRIED);
   let error = 0;
   for (let g = 0; g < gram.groups; g++) {
     const importance = variances(options, gram, g);
-    const part = options.weights.subarray(g * count * cols, (g + 1) * count * cols);
-    const W = Float64Array.from(part);
-    const quantizer = fitQuantizer(W, count, cols, { ...form, importance });
+    const tried = Array.from({ length: Math.ceil(count / step) }, (_, i) => g * count + i * step);
+    const W = new Float64Array(tried.length * cols);
+    for (const [i, r] of tried.entries()) {
+      W.set(options.weights.subarray(r * cols, (r + 1) * cols), i * cols);
+    }
+    const quantizer = fitQuantizer(W, tried.length, cols, { ...form, importance });
     for (let i = 0; i < W.length; i++) {
       const [r, j] = [Math.floor(i / cols), i % cols];
       const q = decode(quantizer, r, encode(quantizer, r, W[i]!, j), j);
