@@ -1,5 +1,5 @@
-import { choleskyInverse, upperFactorOfInverseByGemm } from "../math/cholesky.ts";
 import { type Gemm, type Matrix, referenceGemm } from "../math/gemm.ts";
+import { invertInPlace } from "../math/inverse.ts";
 import { pause } from "../math/pause.ts";
 import { checkLength } from "../math/products.ts";
 import {
@@ -48,10 +48,8 @@ const STAGES: readonly AdmmStage[] = [
   { penalty: 1, steps: 8 },
   { penalty: 5, steps: 4 },
 ];
-/** From here on the inverse by a supplied product is faster. */
-const LARGE = 192;
 /** Multiplications from which on a product is worth a call of the supplied engine. */
-const WORTH_A_CALL = 1 << 19;
+const WORTH_A_CALL = 1 << 17;
 
 /**
  * Which weights to keep, by the alternating direction method of multipliers on
@@ -76,7 +74,9 @@ export async function admmMask(problem: AdmmProblem): Promise<AdmmResult> {
   checkLength("H", H, cols * cols);
   checkPattern(pattern);
   const scale = scaleOf(H, cols);
-  const W = scaledWeights(weights, scale);
+  const unit = largestOf(weights, scale);
+  const W = scaledWeights(weights, scale, unit);
+  const scaledH = scaledHessian(H, scale);
   const project = projection(pattern, rows, cols, problem.span ?? cols);
   const state = { W, T: W.slice(), kept: new Uint8Array(rows * cols) };
   project(state.T, state.kept);
@@ -84,21 +84,14 @@ export async function admmMask(problem: AdmmProblem): Promise<AdmmResult> {
   for (const { penalty, steps } of stages) {
     rescaleDual(state, before / penalty);
     before = penalty;
-    const M = await penaltyInverse(problem, scale, penalty);
+    const M = await penaltyInverse(scaledH, cols, penalty, problem.gemm);
     for (let step = 0; step < steps; step++) {
       await pause(signal);
       await advance(state, M, rows, problem.gemm);
       project(state.T, state.kept);
     }
   }
-  const { T, kept } = state;
-  const result = new Float64Array(rows * cols);
-  const largest = largestOf(weights, scale);
-  for (let i = 0; i < result.length; i++) {
-    const factor = scale[i % cols]!;
-    if (kept[i] === 1 && factor > 0) result[i] = (T[i]! * largest) / factor;
-  }
-  return { kept, weights: result };
+  return { kept: state.kept, weights: unscaled(state, scale, unit) };
 }
 
 /** √H_jj, 0 for dead inputs, whose weights so go first. */
@@ -111,52 +104,67 @@ function scaleOf(H: Float64Array, cols: number): Float64Array {
 
 /** The largest |w|·√H_jj, or 1: what weights are divided by to fit single precision. */
 function largestOf(weights: Float64Array, scale: Float64Array): number {
+  const cols = scale.length;
   let largest = 0;
-  for (let i = 0; i < weights.length; i++) {
-    largest = Math.max(largest, Math.abs(weights[i]!) * scale[i % scale.length]!);
+  for (let row = 0; row < weights.length; row += cols) {
+    for (let j = 0; j < cols; j++) {
+      const size = Math.abs(weights[row + j]! * scale[j]!);
+      if (size > largest) largest = size;
+    }
   }
   return largest > 0 ? largest : 1;
 }
 
-function scaledWeights(weights: Float64Array, scale: Float64Array): Float32Array {
-  const largest = largestOf(weights, scale);
+function scaledWeights(weights: Float64Array, scale: Float64Array, unit: number): Float32Array {
+  const cols = scale.length;
   const out = new Float32Array(weights.length);
-  for (let i = 0; i < out.length; i++) {
-    out[i] = (weights[i]! * scale[i % scale.length]!) / largest;
+  for (let row = 0; row < out.length; row += cols) {
+    for (let j = 0; j < cols; j++) out[row + j] = (weights[row + j]! * scale[j]!) / unit;
   }
   return out;
 }
 
-/** ρ(H + ρI)⁻¹ of the scaled H, in single precision. */
-async function penaltyInverse(
-  { H, cols, gemm }: AdmmProblem,
-  scale: Float64Array,
-  penalty: number,
-): Promise<Matrix<Float32Array>> {
-  const A = new Float64Array(cols * cols);
-  const inverseScale = scale.map((s) => (s > 0 ? 1 / s : 0));
-  for (let i = 0; i < cols; i++) {
-    const own = inverseScale[i]!;
-    for (let j = 0; j < cols; j++) A[i * cols + j] = H[i * cols + j]! * own * inverseScale[j]!;
-    A[i * (cols + 1)]! += penalty;
+/** The kept part of T in the units of the weights. */
+function unscaled({ T, kept }: State, scale: Float64Array, unit: number): Float64Array {
+  const cols = scale.length;
+  const out = new Float64Array(T.length);
+  for (let row = 0; row < out.length; row += cols) {
+    for (let j = 0; j < cols; j++) {
+      if (kept[row + j] === 1 && scale[j]! > 0) out[row + j] = (T[row + j]! * unit) / scale[j]!;
+    }
   }
-  const inverse = gemm && cols >= LARGE ? await byGemm(A, cols, gemm) : choleskyInverse(A, cols);
-  if (!inverse) {
+  return out;
+}
+
+/** H with a diagonal of ones (zero for dead inputs), in single precision. */
+function scaledHessian(H: Float64Array, scale: Float64Array): Float32Array {
+  const cols = scale.length;
+  const inverse = scale.map((s) => (s > 0 ? 1 / s : 0));
+  const out = new Float32Array(cols * cols);
+  for (let i = 0; i < cols; i++) {
+    const own = inverse[i]!;
+    for (let j = 0; j < cols; j++) out[i * cols + j] = H[i * cols + j]! * own * inverse[j]!;
+  }
+  return out;
+}
+
+/** ρ(H + ρI)⁻¹ of the scaled H. */
+async function penaltyInverse(
+  scaledH: Float32Array,
+  cols: number,
+  penalty: number,
+  gemm: Gemm = referenceGemm,
+): Promise<Matrix<Float32Array>> {
+  const data = scaledH.slice();
+  for (let j = 0; j < cols; j++) data[j * (cols + 1)]! += penalty;
+  if (!(await invertInPlace(data, cols, gemm))) {
     throw new RangeError(
       `H: expected a finite positive semidefinite matrix, got one that ${penalty} on a diagonal ` +
         "of ones does not make positive definite: raise the damping",
     );
   }
-  const data = new Float32Array(inverse);
   for (let i = 0; i < data.length; i++) data[i]! *= penalty;
   return { data, rows: cols, cols };
-}
-
-async function byGemm(A: Float64Array, n: number, gemm: Gemm): Promise<Float32Array | undefined> {
-  const factor = await upperFactorOfInverseByGemm(A, n, 0, gemm);
-  if (!factor) return undefined;
-  const U = { data: new Float32Array(factor), rows: n, cols: n };
-  return gemm(U, U, { transA: true });
 }
 
 /** The scaled weights W, the point T before projection and its mask. */
@@ -179,10 +187,11 @@ async function advance(
 ): Promise<void> {
   const cols = M.cols;
   const left = new Float32Array(T.length);
-  for (let i = 0; i < T.length; i++) left[i] = (kept[i] === 1 ? T[i]! : -T[i]!) - W[i]!;
+  for (let i = 0; i < T.length; i++) left[i] = (2 * kept[i]! - 1) * T[i]! - W[i]!;
   const multiply = gemm && rows * cols * cols >= WORTH_A_CALL ? gemm : referenceGemm;
-  const product = await multiply({ data: left, rows, cols }, M, { transB: true });
-  for (let i = 0; i < T.length; i++) T[i] = W[i]! + product[i]! + (kept[i] === 1 ? 0 : T[i]!);
+  // M is symmetric, and read along its rows by every engine.
+  const product = await multiply({ data: left, rows, cols }, M);
+  for (let i = 0; i < T.length; i++) T[i] = W[i]! + product[i]! + (1 - kept[i]!) * T[i]!;
 }
 
 /** Marks the elements of T that the pattern keeps. */
@@ -193,12 +202,10 @@ function projection(
   span: number,
 ): (T: Float32Array, kept: Uint8Array) => void {
   if (pattern.kind === "unstructured") {
-    const scores = new Float32Array(rows * cols);
-    const zeros = zerosOf(pattern.sparsity, scores.length);
+    const zeros = zerosOf(pattern.sparsity, rows * cols);
+    const counts = new Uint32Array(1 << 16);
     return (T, kept) => {
-      for (let i = 0; i < T.length; i++) scores[i] = Math.abs(T[i]!);
-      kept.fill(1);
-      pruneSmallest(scores, zeros, kept);
+      keepLargest(T, zeros, kept, counts);
     };
   }
   if (pattern.kind === "block") return blockProjection(pattern, rows, cols, span);
@@ -217,6 +224,45 @@ function projection(
       }
     }
   };
+}
+
+/**
+ * Marks all but the `zeros` smallest |T|, the earlier of equals first. Without their sign, numbers
+ * are ordered as their bits are: the upper 16 are counted, then the lower 15 of those at the limit.
+ *
+ * @param counts 2¹⁶ elements to work in; overwritten.
+ */
+function keepLargest(T: Float32Array, zeros: number, kept: Uint8Array, counts: Uint32Array): void {
+  kept.fill(1);
+  if (zeros === 0) return;
+  const bits = new Uint32Array(T.buffer, T.byteOffset, T.length);
+  counts.fill(0);
+  for (let i = 0; i < bits.length; i++) counts[(bits[i]! & MAGNITUDE) >>> 15]!++;
+  const upper = ranked(counts, zeros);
+  counts.fill(0);
+  for (let i = 0; i < bits.length; i++) {
+    if ((bits[i]! & MAGNITUDE) >>> 15 === upper.bin) counts[bits[i]! & 0x7fff]!++;
+  }
+  const lower = ranked(counts, upper.rank);
+  const limit = upper.bin * 2 ** 15 + lower.bin;
+  let equal = lower.rank;
+  for (let i = 0; i < bits.length; i++) {
+    const magnitude = bits[i]! & MAGNITUDE;
+    if (magnitude > limit) continue;
+    if (magnitude === limit && equal-- <= 0) continue;
+    kept[i] = 0;
+  }
+}
+
+/** All bits of a single-precision number but its sign. */
+const MAGNITUDE = 0x7fffffff;
+
+/** The bin that holds the `rank`-th element (from 1), and its rank in there. */
+function ranked(counts: Uint32Array, rank: number): { bin: number; rank: number } {
+  let bin = 0;
+  let left = rank;
+  while (left > counts[bin]!) left -= counts[bin++]!;
+  return { bin, rank: left };
 }
 
 function blockProjection(

@@ -2,12 +2,10 @@ import { upperFactorOfInverse, upperFactorOfInverseByGemm } from "../math/choles
 import type { Gemm } from "../math/gemm.ts";
 import { checkLength } from "../math/products.ts";
 
-/** A Hessian made fit for the solvers, and the factor of its inverse. */
-export interface FactoredHessian {
+/** A Hessian made fit for the solvers. */
+export interface DampedHessian {
   /** H + λI, exactly symmetric, `cols × cols`; rows and columns of dead inputs are zero. */
   readonly damped: Float64Array;
-  /** U upper triangular with (H + λI)⁻¹ = Uᵀ·U; the diagonal of dead inputs is arbitrary. */
-  readonly U: Float64Array;
   /** 1 for an input that never is anything but 0 (or, centered, never changes). */
   readonly dead: Uint8Array;
   /** λ, in units of H. */
@@ -16,11 +14,18 @@ export interface FactoredHessian {
   readonly damping: number;
 }
 
+/** A damped Hessian and the factor of its inverse. */
+export interface FactoredHessian extends DampedHessian {
+  /** U upper triangular with (H + λI)⁻¹ = Uᵀ·U; the diagonal of dead inputs is arbitrary. */
+  readonly U: Float64Array;
+}
+
 /** From here on the factorization by a supplied product is faster. */
 const LARGE = 192;
 /** What a damping of 0 is raised to where it does not do. */
 const SMALLEST = 1e-8;
 const LARGEST = 10;
+const TILE = 32;
 
 /**
  * Damps and factors a Hessian: λ = damping · mean(diag H) over live inputs. Where that is not
@@ -58,6 +63,21 @@ export async function factorHessian(
   );
 }
 
+/**
+ * Damps a Hessian as {@link factorHessian} does, for solvers that need no factor: nobody looks
+ * whether the damping is enough, so it is to be well above what rounding takes away.
+ *
+ * @param H `cols × cols`; read only.
+ * @throws {RangeError} if a size does not fit or H has NaN on its diagonal.
+ */
+export function dampHessian(H: Float64Array, cols: number, damping: number): DampedHessian {
+  checkLength("H", H, cols * cols);
+  const { symmetric, dead, meanDiagonal } = prepare(H, cols);
+  const lambda = damping * meanDiagonal;
+  for (let j = 0; j < cols; j++) if (!dead[j]) symmetric[j * (cols + 1)]! += lambda;
+  return { damped: symmetric, dead, lambda, damping };
+}
+
 function factorOnce(
   H: Float64Array,
   cols: number,
@@ -83,12 +103,17 @@ function prepare(H: Float64Array, cols: number) {
       throw new RangeError(`H: expected finite numbers, got NaN in column ${i}`);
     } else dead[i] = 1;
   }
-  for (let i = 0; i < cols; i++) {
-    if (dead[i]) continue;
-    for (let j = 0; j <= i; j++) {
-      const value = dead[j] ? 0 : (H[i * cols + j]! + H[j * cols + i]!) / 2;
-      symmetric[i * cols + j] = value;
-      symmetric[j * cols + i] = value;
+  // By tiles, as walking down a column of a large matrix misses the cache at every step.
+  for (let top = 0; top < cols; top += TILE) {
+    for (let left = 0; left <= top; left += TILE) {
+      for (let i = top; i < Math.min(cols, top + TILE); i++) {
+        if (dead[i]) continue;
+        for (let j = left; j < Math.min(i + 1, left + TILE); j++) {
+          const value = dead[j] ? 0 : (H[i * cols + j]! + H[j * cols + i]!) / 2;
+          symmetric[i * cols + j] = value;
+          symmetric[j * cols + i] = value;
+        }
+      }
     }
   }
   return { symmetric, dead, meanDiagonal: live > 0 ? sum / live : 1 };

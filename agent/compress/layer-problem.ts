@@ -1,7 +1,7 @@
 import type { Gemm } from "../math/gemm.ts";
-import { checkLength } from "../math/products.ts";
-import { type FactoredHessian, factorHessian } from "./damping.ts";
-import { biasCorrection, centeredHessian, type LayerGram } from "./hessian.ts";
+import { checkLength, dot } from "../math/products.ts";
+import { type DampedHessian, dampHessian, type FactoredHessian, factorHessian } from "./damping.ts";
+import { centeredHessian, type LayerGram } from "./hessian.ts";
 import type { Pattern } from "./pattern.ts";
 import { quadraticLoss } from "./refit.ts";
 import { retarget } from "./retarget.ts";
@@ -32,7 +32,7 @@ export interface LayerOptions {
 }
 
 /** One group of a layer as the solvers take it, columns in the solver's order. */
-export interface GroupProblem {
+export interface GroupProblem<H extends DampedHessian = FactoredHessian> {
   /** Rows of the group. */
   readonly rows: number;
   readonly cols: number;
@@ -40,7 +40,7 @@ export interface GroupProblem {
   readonly original: Float64Array;
   /** Weights to come close to: the original or, with `cross`, the retargeted ones. */
   readonly target: Float64Array;
-  readonly hessian: FactoredHessian;
+  readonly hessian: H;
   /** Mean of the compressed inputs, and of the dense ones. */
   readonly mean: Float64Array;
   readonly denseMean: Float64Array;
@@ -68,40 +68,84 @@ export async function openGroup(
   g: number,
   order: ColumnOrder | undefined,
 ): Promise<GroupProblem> {
-  const { cols, gram, cross, centered = true, gemm } = options;
-  const rows = options.rows / gram.groups;
-  const part = options.weights.subarray(g * rows * cols, (g + 1) * rows * cols);
-  const original = reorder(Float64Array.from(part), rows, cols, order);
-  const mean = reorder(groupOf(gram.mean, g, cols), 1, cols, order);
-  const raw = reorderBoth(groupOf(gram.H, g, cols * cols), cols, order);
-  const H = centered ? centeredHessian(raw, mean) : raw;
-  const hessian = await factorHessian(H, cols, options.damping ?? 0.01, gemm);
-  const common = { rows, cols, original, hessian, mean, span: order?.channels ?? cols };
-  if (!cross) return { ...common, target: original, denseMean: mean };
+  const { cols, cross, centered = true, damping = DAMPING, gemm } = options;
+  const { H, ...common } = groupData(options, g, order);
+  const { original, mean } = common;
+  const hessian = await factorHessian(H, cols, damping, gemm);
+  if (!cross) return { ...common, hessian, target: original, denseMean: mean };
   const denseMean = reorder(groupOf(cross.mean, g, cols), 1, cols, order);
   const C = reorderBoth(groupOf(cross.H, g, cols * cols), cols, order).slice();
   for (let i = 0; centered && i < cols; i++) {
     for (let j = 0; j < cols; j++) C[i * cols + j]! -= 2 * denseMean[i]! * mean[j]!;
   }
+  const { rows } = common;
   const problem = { weights: original, rows, cols, cross: C, compressed: hessian, gemm };
-  return { ...common, target: await retarget(problem), denseMean };
+  return { ...common, hessian, target: await retarget(problem), denseMean };
 }
 
-/** @param weights the group's solution, in single precision, in the solver's order. */
+/** {@link openGroup} without `cross`, for solvers that need no factor. */
+export function openUnfactored(
+  options: LayerOptions,
+  g: number,
+  order: ColumnOrder | undefined,
+): GroupProblem<DampedHessian> {
+  const { H, ...common } = groupData(options, g, order);
+  const hessian = dampHessian(H, options.cols, options.damping ?? DAMPING);
+  return { ...common, hessian, target: common.original, denseMean: common.mean };
+}
+
+const DAMPING = 0.01;
+
+function groupData(options: LayerOptions, g: number, order: ColumnOrder | undefined) {
+  const { cols, gram, centered = true } = options;
+  const rows = options.rows / gram.groups;
+  const part = options.weights.subarray(g * rows * cols, (g + 1) * rows * cols);
+  const original = reorder(new Float64Array(part), rows, cols, order);
+  const mean = reorder(groupOf(gram.mean, g, cols), 1, cols, order);
+  const raw = reorderBoth(groupOf(gram.H, g, cols * cols), cols, order);
+  const H = centered ? centeredHessian(raw, mean) : raw;
+  return { rows, cols, original, mean, H, span: order?.channels ?? cols };
+}
+
+/** ½tr(W·H·Wᵀ) of the target, without damping: what a group's loss is relative to. */
+export function groupScale(problem: GroupProblem<DampedHessian>, gemm?: Gemm): Promise<number> {
+  return plainLoss(problem, new Float64Array(problem.target.length), gemm);
+}
+
+/**
+ * @param weights the group's solution, in single precision, in the solver's order.
+ * @param scale from {@link groupScale}, where it is known.
+ */
 export async function judgeGroup(
   options: LayerOptions,
-  problem: GroupProblem,
+  problem: GroupProblem<DampedHessian>,
   weights: Float64Array,
+  scale?: number,
 ): Promise<GroupOutcome> {
-  const { rows, cols, original, target, hessian, mean, denseMean } = problem;
+  const { rows, original, mean, denseMean } = problem;
   const { centered = true, gemm } = options;
-  const plain = undamped(hessian, cols);
-  const loss = await quadraticLoss(weights, target, rows, plain, gemm);
-  const scale = await quadraticLoss(target, new Float64Array(target.length), rows, plain, gemm);
+  const loss = await plainLoss(problem, weights, gemm);
   const biasChange = centered
     ? meanChange(original, denseMean, weights, mean)
     : new Float64Array(rows);
-  return { biasChange, loss, scale };
+  return { biasChange, loss, scale: scale ?? (await groupScale(problem, gemm)) };
+}
+
+/** ½tr(δHδᵀ) without what the damping adds to it, ½λ‖δ‖² over live inputs. */
+async function plainLoss(
+  { rows, cols, target, hessian }: GroupProblem<DampedHessian>,
+  weights: Float64Array,
+  gemm?: Gemm,
+): Promise<number> {
+  const { damped, dead, lambda } = hessian;
+  let ridge = 0;
+  for (let row = 0; row < target.length; row += cols) {
+    for (let j = 0; j < cols; j++) {
+      if (dead[j] === 0) ridge += (weights[row + j]! - target[row + j]!) ** 2;
+    }
+  }
+  const loss = await quadraticLoss(weights, target, rows, damped, gemm);
+  return Math.max(0, loss - 0.5 * lambda * ridge);
 }
 
 /** The order of columns that the pattern wants; undefined where it is the stored one. */
@@ -122,18 +166,13 @@ function meanChange(
   pruned: Float64Array,
   mean: Float64Array,
 ): Float64Array {
-  const zeros = new Float64Array(W.length);
-  const lost = biasCorrection(zeros, pruned, mean);
-  return biasCorrection(W, zeros, denseMean).map((wanted, r) => wanted + lost[r]!);
-}
-
-function undamped(factored: FactoredHessian, cols: number): Float64Array {
-  const H = factored.damped.slice();
-  for (let j = 0; j < cols; j++) {
-    const at = j * (cols + 1);
-    H[at] = factored.dead[j] ? 0 : H[at]! - factored.lambda;
+  const cols = mean.length;
+  const out = new Float64Array(W.length / cols);
+  for (let r = 0; r < out.length; r++) {
+    const at = r * cols;
+    out[r] = dot(W, at, denseMean, 0, cols) - dot(pruned, at, mean, 0, cols);
   }
-  return H;
+  return out;
 }
 
 /**

@@ -1,6 +1,12 @@
-import { type Gemm, multiplyPrepared, type Operand, prepareOperand } from "../math/gemm.ts";
+import {
+  type Gemm,
+  multiplyPrepared,
+  type Operand,
+  prepareOperand,
+  referenceGemm,
+} from "../math/gemm.ts";
 import { pause } from "../math/pause.ts";
-import { checkLength, dot } from "../math/products.ts";
+import { checkLength, dot, productOfRows } from "../math/products.ts";
 
 /** A mask whose surviving weights are to be fitted. */
 export interface RefitProblem {
@@ -18,6 +24,13 @@ export interface RefitProblem {
   readonly maxIterations?: number;
   /** Stop a row when its preconditioned residual fell below this share. Default 5e-3. */
   readonly tolerance?: number;
+  /**
+   * Stop a row, too, when two steps in turn each took less than this share of the mean loss of a
+   * row off it. Default 0.
+   */
+  readonly gain?: number;
+  /** A loss of all rows together below which `gain` is a share of this instead. Default 0. */
+  readonly negligible?: number;
   readonly gemm?: Gemm | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -50,27 +63,35 @@ export async function refit(problem: RefitProblem): Promise<RefitResult> {
   const operand = prepareOperand(H, cols, cols, rows, problem.gemm);
   const start = weights.slice();
   const before = await rowLosses(start, target, rows, operand, problem.gemm);
-  const descent = openDescent(problem, before.gradient, operand);
+  const lossBefore = before.losses.reduce((sum, loss) => sum + loss, 0);
+  const descent = openDescent(problem, before.gradient, lossBefore);
   let iterations = 0;
   for (; descent.active.length > 0 && iterations < maxIterations; iterations++) {
     await pause(problem.signal);
     const products = await descent.multiply(descent.directions, descent.active.length);
     const goal = tolerance * tolerance;
-    const going = descent.active.map(
-      (row, k) => step(problem, descent, row, k, products) && row.energy > goal * row.firstEnergy,
-    );
+    const small = smallGain(problem, descent);
+    const going = descent.active.map((row, k) => {
+      const gained = step(problem, descent, row, k, products);
+      descent.loss -= gained;
+      row.smallSteps = gained < small ? row.smallSteps + 1 : 0;
+      return gained > 0 && row.energy > goal * row.firstEnergy && row.smallSteps < 2;
+    });
     dropRows(descent, going);
   }
   const after = await rowLosses(weights, target, rows, operand, problem.gemm);
-  let lossBefore = 0;
   let loss = 0;
   for (let r = 0; r < rows; r++) {
-    lossBefore += before.losses[r]!;
     loss += Math.min(before.losses[r]!, after.losses[r]!);
     if (after.losses[r]! <= before.losses[r]!) continue;
     weights.set(start.subarray(r * cols, (r + 1) * cols), r * cols);
   }
   return { lossBefore, loss, iterations };
+}
+
+/** What a step must take off a row's loss to count. */
+function smallGain({ rows, gain = 0, negligible = 0 }: RefitProblem, { loss }: Descent): number {
+  return (gain * Math.max(loss, negligible)) / rows;
 }
 
 /**
@@ -98,7 +119,8 @@ async function rowLosses(
   H: Operand,
   gemm?: Gemm,
 ): Promise<{ losses: Float64Array; gradient: Float64Array }> {
-  const delta = weights.map((w, i) => w - target[i]!);
+  const delta = new Float64Array(weights.length);
+  for (let i = 0; i < delta.length; i++) delta[i] = weights[i]! - target[i]!;
   const gradient = await multiplyPrepared(delta, rows, H, gemm);
   const losses = new Float64Array(rows);
   for (let r = 0; r < rows; r++) {
@@ -113,6 +135,8 @@ interface Row {
   /** rᵀ·M⁻¹·r, now and at the start. */
   energy: number;
   readonly firstEnergy: number;
+  /** Steps in turn, up to now, that brought little. */
+  smallSteps: number;
 }
 
 /**
@@ -121,6 +145,10 @@ interface Row {
  */
 interface Descent {
   active: Row[];
+  /** Of all rows together, as the steps say, in units of ½tr(δHδᵀ). */
+  loss: number;
+  /** What H is divided by. */
+  readonly unit: number;
   /** Of the active rows one after the other, `active × cols`. */
   directions: Float32Array | Float64Array;
   /** −gradient where a weight may move, zero elsewhere, `rows × cols`. */
@@ -134,7 +162,7 @@ interface Descent {
   ) => Promise<Float32Array | Float64Array>;
 }
 
-function openDescent(problem: RefitProblem, gradient: Float64Array, operand: Operand): Descent {
+function openDescent(problem: RefitProblem, gradient: Float64Array, loss: number): Descent {
   const { rows, cols, H, kept, gemm } = problem;
   let trace = 0;
   for (let j = 0; j < cols; j++) trace += H[j * (cols + 1)]!;
@@ -144,30 +172,47 @@ function openDescent(problem: RefitProblem, gradient: Float64Array, operand: Ope
     const diagonal = H[j * (cols + 1)]!;
     inverseDiagonal[j] = diagonal > 0 ? unit / diagonal : 0;
   }
-  const residual = gradient.map((g, i) => (kept[i] === 1 ? -g / unit : 0));
+  const residual = new Float64Array(gradient.length);
+  for (let i = 0; i < residual.length; i++) residual[i] = (-gradient[i]! / unit) * kept[i]!;
   const active: Row[] = [];
   for (let index = 0; index < rows; index++) {
     let energy = 0;
     for (let j = 0; j < cols; j++) energy += residual[index * cols + j]! ** 2 * inverseDiagonal[j]!;
-    if (energy > 0) active.push({ index, energy, firstEnergy: energy });
+    if (energy > 0) active.push({ index, energy, firstEnergy: energy, smallSteps: 0 });
   }
   const size = active.length * cols;
-  const single = operand.large && gemm !== undefined;
-  const directions = single ? new Float32Array(size) : new Float64Array(size);
+  // One type wherever an engine is supplied: loops that see both run at a third of the speed.
+  const directions = gemm ? new Float32Array(size) : new Float64Array(size);
   active.forEach(({ index }, k) => {
     for (let j = 0; j < cols; j++) {
       directions[k * cols + j] = residual[index * cols + j]! * inverseDiagonal[j]!;
     }
   });
-  const scaled = single ? scaledTo(H, unit) : undefined;
-  const multiply: Descent["multiply"] = (some, count) =>
-    some instanceof Float32Array && scaled && gemm
-      ? gemm({ data: some, rows: count, cols }, { data: scaled, rows: cols, cols })
-      : multiplyPrepared(Float64Array.from(some), count, operand, gemm).then((products) => {
-          for (let i = 0; i < products.length; i++) products[i]! /= unit;
-          return products;
-        });
-  return { active, directions, residual, inverseDiagonal, multiply };
+  const multiply =
+    directions instanceof Float32Array
+      ? singleProduct(scaledTo(H, unit), cols, gemm)
+      : doubleProduct(H, unit, cols);
+  return { active, loss, unit, directions, residual, inverseDiagonal, multiply };
+}
+
+/** Multiplications from which on a product is worth a call of the supplied engine. */
+const WORTH_A_CALL = 1 << 17;
+
+function singleProduct(H: Float32Array, cols: number, gemm: Gemm = referenceGemm) {
+  return (directions: Float32Array | Float64Array, rows: number) => {
+    const multiply = rows * cols * cols >= WORTH_A_CALL ? gemm : referenceGemm;
+    const data = directions instanceof Float32Array ? directions : new Float32Array(directions);
+    return multiply({ data, rows, cols }, { data: H, rows: cols, cols });
+  };
+}
+
+function doubleProduct(H: Float64Array, unit: number, cols: number) {
+  return (directions: Float32Array | Float64Array, rows: number) => {
+    const data = directions instanceof Float64Array ? directions : new Float64Array(directions);
+    const products = productOfRows(data, H, rows, cols, cols);
+    for (let i = 0; i < products.length; i++) products[i]! /= unit;
+    return Promise.resolve(products);
+  };
 }
 
 function scaledTo(H: Float64Array, unit: number): Float32Array {
@@ -176,20 +221,21 @@ function scaledTo(H: Float64Array, unit: number): Float32Array {
   return out;
 }
 
-/** One step of the `k`-th active row; false where H has no curvature left to use. */
+/** One step of the `k`-th active row: what it took off the loss, 0 where H has no curvature left. */
 function step(
   { weights, kept, cols }: RefitProblem,
-  { directions, residual, inverseDiagonal }: Descent,
+  { directions, residual, inverseDiagonal, unit }: Descent,
   row: Row,
   k: number,
   products: Float32Array | Float64Array,
-): boolean {
+): number {
   const from = row.index * cols;
   const at = k * cols;
   let curvature = 0;
   for (let j = 0; j < cols; j++) curvature += directions[at + j]! * products[at + j]!;
-  if (!(curvature > 0)) return false;
+  if (!(curvature > 0)) return 0;
   const length = row.energy / curvature;
+  const gained = 0.5 * length * row.energy * unit;
   let energy = 0;
   for (let j = 0; j < cols; j++) {
     weights[from + j]! += length * directions[at + j]!;
@@ -202,7 +248,7 @@ function step(
     directions[at + j] = residual[from + j]! * inverseDiagonal[j]! + keep * directions[at + j]!;
   }
   row.energy = energy;
-  return true;
+  return gained;
 }
 
 /** Closes the ranks of the rows that go on. */
