@@ -208,6 +208,15 @@ test("run: method none takes nothing away, and N:M its share", async () => {
   assert.ok(nm.candidate.nonzero < 0.65 * nm.dense.nonzero, `${nm.candidate.nonzero}`);
 });
 
+test("run: weights of four bits are a quarter of the file, and known answers hold", async () => {
+  const small = await run(await specOf({ method: "int4" }), join(root, "runs", "small"));
+  const { dense, candidate } = small;
+  const added = candidate.parameters - dense.parameters;
+  assert.ok(added >= 0 && added < 0.01 * dense.parameters, `${added} biases`);
+  assert.ok(candidate.bytes < 0.4 * dense.bytes, `${candidate.bytes} of ${dense.bytes}`);
+  assert.equal(small.chosen.plan.weightBits, 4);
+});
+
 test("run: method auto keeps to its aim, and another aim is chosen from what it built", async () => {
   const runDir = join(root, "runs", "auto");
   const aim = { nonzeroReduction: 2 };
