@@ -77,6 +77,7 @@ export async function admmMask(problem: AdmmProblem): Promise<AdmmResult> {
   const unit = largestOf(weights, scale);
   const W = scaledWeights(weights, scale, unit);
   const scaledH = scaledHessian(H, scale);
+  const M = { data: new Float32Array(cols * cols), rows: cols, cols };
   const project = projection(pattern, rows, cols, problem.span ?? cols);
   const state = { W, T: W.slice(), kept: new Uint8Array(rows * cols) };
   project(state.T, state.kept);
@@ -84,7 +85,8 @@ export async function admmMask(problem: AdmmProblem): Promise<AdmmResult> {
   for (const { penalty, steps } of stages) {
     rescaleDual(state, before / penalty);
     before = penalty;
-    const M = await penaltyInverse(scaledH, cols, penalty, problem.gemm);
+    M.data.set(scaledH);
+    await invertPenalty(M, penalty, problem.gemm);
     for (let step = 0; step < steps; step++) {
       await pause(signal);
       await advance(state, M, rows, problem.gemm);
@@ -148,14 +150,12 @@ function scaledHessian(H: Float64Array, scale: Float64Array): Float32Array {
   return out;
 }
 
-/** ρ(H + ρI)⁻¹ of the scaled H. */
-async function penaltyInverse(
-  scaledH: Float32Array,
-  cols: number,
+/** M ← ρ(M + ρI)⁻¹. */
+async function invertPenalty(
+  { data, cols }: Matrix<Float32Array>,
   penalty: number,
   gemm: Gemm = referenceGemm,
-): Promise<Matrix<Float32Array>> {
-  const data = scaledH.slice();
+): Promise<void> {
   for (let j = 0; j < cols; j++) data[j * (cols + 1)]! += penalty;
   if (!(await invertInPlace(data, cols, gemm))) {
     throw new RangeError(
@@ -164,7 +164,6 @@ async function penaltyInverse(
     );
   }
   for (let i = 0; i < data.length; i++) data[i]! *= penalty;
-  return { data, rows: cols, cols };
 }
 
 /** The scaled weights W, the point T before projection and its mask. */
@@ -233,9 +232,11 @@ function projection(
  * @param counts 2¹⁶ elements to work in; overwritten.
  */
 function keepLargest(T: Float32Array, zeros: number, kept: Uint8Array, counts: Uint32Array): void {
-  kept.fill(1);
-  if (zeros === 0) return;
-  const bits = new Uint32Array(T.buffer, T.byteOffset, T.length);
+  if (zeros === 0) {
+    kept.fill(1);
+    return;
+  }
+  const bits = new Int32Array(T.buffer, T.byteOffset, T.length);
   counts.fill(0);
   for (let i = 0; i < bits.length; i++) counts[(bits[i]! & MAGNITUDE) >>> 15]!++;
   const upper = ranked(counts, zeros);
@@ -245,12 +246,12 @@ function keepLargest(T: Float32Array, zeros: number, kept: Uint8Array, counts: U
   }
   const lower = ranked(counts, upper.rank);
   const limit = upper.bin * 2 ** 15 + lower.bin;
-  let equal = lower.rank;
-  for (let i = 0; i < bits.length; i++) {
-    const magnitude = bits[i]! & MAGNITUDE;
-    if (magnitude > limit) continue;
-    if (magnitude === limit && equal-- <= 0) continue;
-    kept[i] = 0;
+  // The sign of the difference: a branch here would be guessed wrong every other time.
+  for (let i = 0; i < bits.length; i++) kept[i] = (limit - (bits[i]! & MAGNITUDE)) >>> 31;
+  for (let i = bits.length - 1, spared = counts[lower.bin]! - lower.rank; spared > 0; i--) {
+    if ((bits[i]! & MAGNITUDE) !== limit) continue;
+    kept[i] = 1;
+    spared--;
   }
 }
 

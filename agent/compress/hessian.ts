@@ -72,10 +72,17 @@ export class GramAccumulator {
    */
   finish(): LayerGram {
     if (this.#count === 0) throw new RangeError("expected at least one batch, got none");
-    const H = this.#products.map((value) => (2 * value) / this.#count);
+    const H = new Float64Array(this.#products.length);
+    const factor = 2 / this.#count;
+    // What is not finite makes every later sum NaN.
+    let check = 0;
+    for (let i = 0; i < H.length; i++) {
+      H[i] = this.#products[i]! * factor;
+      check += H[i]! * 0;
+    }
     const mean = this.#sums.map((value) => value / this.#count);
-    const broken = H.findIndex((value) => !Number.isFinite(value));
-    if (broken >= 0) {
+    if (check !== 0) {
+      const broken = H.findIndex((value) => !Number.isFinite(value));
       throw new RangeError(
         `expected finite inputs, got ${H[broken]} in the Gram of column ${broken % this.cols}`,
       );
@@ -135,15 +142,16 @@ export function centeredHessian(H: Float64Array, mean: Float64Array): Float64Arr
   const cols = mean.length;
   checkLength("H", H, cols * cols);
   const out = new Float64Array(cols * cols);
-  const constant = mean.map((m, j) => {
-    const moment = H[j * (cols + 1)]!;
-    return moment - 2 * m * m > CONSTANT * moment ? 0 : 1;
-  });
   for (let i = 0; i < cols; i++) {
-    if (constant[i]) continue;
-    for (let j = 0; j < cols; j++) {
-      if (!constant[j]) out[i * cols + j] = H[i * cols + j]! - 2 * mean[i]! * mean[j]!;
-    }
+    const row = i * cols;
+    const twice = 2 * mean[i]!;
+    for (let j = 0; j < cols; j++) out[row + j] = H[row + j]! - twice * mean[j]!;
+  }
+  for (let i = 0; i < cols; i++) {
+    const moment = H[i * (cols + 1)]!;
+    if (moment - 2 * mean[i]! * mean[i]! > CONSTANT * moment) continue;
+    out.fill(0, i * cols, (i + 1) * cols);
+    for (let j = 0; j < cols; j++) out[j * cols + i] = 0;
   }
   return out;
 }
