@@ -127,7 +127,10 @@ class Draft {
     const ones = this.#node("Cast", [mask], { to: DataType.INT32 });
     const counted = this.#node("CumSum", [ones, this.#integers([], [0])]);
     const places = this.#node("Mul", [counted, ones]);
-    return this.#node("Gather", [this.#unpacked(Uint8Array.of(only!, ...kept), bits), places]);
+    const values = new Uint8Array(1 + kept.length);
+    values[0] = only!;
+    values.set(kept, 1);
+    return this.#node("Gather", [this.#unpacked(values, bits), places]);
   }
 
   #unpacked(codes: Uint8Array, bits: number): string {
