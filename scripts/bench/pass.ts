@@ -51,11 +51,22 @@ interface PassFigures extends PassJob {
   readonly peakMemoryMiB: number;
   readonly layers: number;
   readonly meanRelativeLoss: number;
+  readonly largestRelativeLoss: number;
+}
+
+/** How the time of one network's passes grows with the pictures: seconds ≈ fixed + each · n. */
+interface Growth {
+  readonly network: string;
+  readonly fixedSeconds: number;
+  readonly secondsPerPicture: number;
+  /** How far the measured times are from that line at most, as a share of them. */
+  readonly largestDeviation: number;
 }
 
 /**
  * One full sequential pass of statistics and unstructured 50 %, each in a process of its own, with
- * plain runs of the same pictures before and after it.
+ * plain runs of the same pictures before and after it, and how that grows with the pictures. One
+ * job alone: `node --import tsx scripts/bench/pass.ts <network> <pictures>`.
  *
  * @returns `skipped` with the reason where the bench data is absent.
  */
@@ -68,7 +79,32 @@ export async function benchPass(jobs: readonly PassJob[] = JOBS): Promise<object
     process.stderr.write(`  ${job.network}, ${job.pictures} pictures …\n`);
     rows.push(await measureApart(job));
   }
-  return { rows };
+  const networks = [...new Set(jobs.map(({ network }) => network))];
+  return { rows, growth: networks.flatMap((network) => growthOf(network, rows)) };
+}
+
+/** The least-squares line through the times of one network; none through a single time. */
+function growthOf(network: string, rows: readonly PassFigures[]): Growth[] {
+  const own = rows.filter((row) => row.network === network);
+  if (own.length < 2) return [];
+  const mean = (of: (row: PassFigures) => number) =>
+    own.reduce((sum, row) => sum + of(row), 0) / own.length;
+  const x = mean(({ pictures }) => pictures);
+  const y = mean(({ passSeconds }) => passSeconds);
+  const slope =
+    mean((row) => (row.pictures - x) * (row.passSeconds - y)) /
+    mean((row) => (row.pictures - x) ** 2);
+  const deviations = own.map(
+    ({ pictures, passSeconds }) => Math.abs(y + slope * (pictures - x) - passSeconds) / passSeconds,
+  );
+  return [
+    {
+      network,
+      fixedSeconds: y - slope * x,
+      secondsPerPicture: slope,
+      largestDeviation: Math.max(...deviations),
+    },
+  ];
 }
 
 function measureApart(job: PassJob): Promise<PassFigures> {
@@ -120,6 +156,7 @@ async function measure(job: PassJob): Promise<PassFigures> {
       peakMemoryMiB,
       layers: losses.length,
       meanRelativeLoss: losses.reduce((sum, loss) => sum + loss, 0) / losses.length,
+      largestRelativeLoss: Math.max(...losses),
     };
   } finally {
     await store.dispose();
@@ -249,8 +286,9 @@ function timedEngine(engine: Engine) {
   return { engine: watched, seconds };
 }
 
-if (process.argv[1] === import.meta.filename && process.send) {
+if (process.argv[1] === import.meta.filename) {
   const [, , network = "", pictures = ""] = process.argv;
   const figures = await measure({ network, pictures: Number(pictures) });
-  process.send(figures, () => process.exit(0));
+  if (process.send) process.send(figures, () => process.exit(0));
+  else process.stdout.write(`${JSON.stringify(figures, null, 2)}\n`);
 }
