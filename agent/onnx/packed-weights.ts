@@ -29,7 +29,7 @@ const PACKED_OPSET = 11;
  *
  * ```
  * words uint8|uint64 [n,1] ─ BitShift left by 0, bits, … ─ BitShift right ─ codes [n, codes a word]
- * codes ─ Reshape, Slice ─ Cast ─ Sub zero ─ Mul scale ─ Reshape (─ Transpose) ─ the weight
+ * codes ─ Reshape ─ Slice ─ Reshape ─ Cast ─ Sub zero ─ Mul scale ─ Reshape, Transpose ─ the weight
  * ```
  * A matrix with many zeros is stored as one bit a weight and the codes of the others:
  *
@@ -98,12 +98,19 @@ class Draft {
       );
     }
     this.#initializers.delete(name);
-    const integers = this.#node("Cast", [this.#codes(weight)], { to: DataType.FLOAT });
-    const shaped = this.#reshape(integers, [rows, blocks, blockSize]);
-    const shifted = this.#node("Sub", [shaped, this.#zeros(zero, [rows, blocks, 1])]);
-    const values = this.#node("Mul", [shifted, this.#scales(scale, [rows, blocks, 1])]);
-    if (order === "rows") this.#reshape(values, tensor.dims, name);
-    else this.#node("Transpose", [this.#reshape(values, [rows, cols])], { perm: [1, 0] }, name);
+    // Each value on the way stays in memory until all are decoded: no step more than is needed.
+    const whole = order === "rows" ? tensor.dims : [rows, cols];
+    const shape = blocks === 1 ? whole : [rows, blocks, blockSize];
+    const grid = shape.map((_, axis) => (axis === 0 ? rows : axis === 1 ? blocks : 1));
+    const integers = this.#reshape(this.#codes(weight), shape);
+    const floats = this.#node("Cast", [integers], { to: DataType.FLOAT });
+    const shifted = this.#node("Sub", [floats, this.#zeros(zero, grid)]);
+    const last = blocks === 1 && order === "rows" ? name : undefined;
+    const values = this.#node("Mul", [shifted, this.#scales(scale, grid)], {}, last);
+    if (last !== undefined) return;
+    const matrix =
+      blocks === 1 ? values : this.#reshape(values, whole, order === "rows" ? name : undefined);
+    if (order === "cols") this.#node("Transpose", [matrix], { perm: [1, 0] }, name);
   }
 
   finish(): Graph {
@@ -150,7 +157,9 @@ class Draft {
     const down = this.#node("BitShift", [up, this.#shifts([], [width - bits], same)], {
       direction: "RIGHT",
     });
-    const flat = this.#reshape(down, [-1]);
+    const small =
+      words.dataType === DataType.UINT8 ? down : this.#node("Cast", [down], { to: DataType.UINT8 });
+    const flat = this.#reshape(small, [-1]);
     if (words.dims[0]! * perWord === codes.length) return flat;
     return this.#node("Slice", [
       flat,
@@ -286,8 +295,7 @@ export function packedWeightsOf(graph: Graph): StoredCodes[] {
   const found: StoredCodes[] = [];
   for (const { opType, inputs } of graph.nodes) {
     const shift = opType === "Mul" ? makers.get(inputs[0]!) : undefined;
-    const shape = shift?.opType === "Sub" ? makers.get(shift.inputs[0]!) : undefined;
-    const cast = shape?.opType === "Reshape" ? makers.get(shape.inputs[0]!) : undefined;
+    const cast = shift?.opType === "Sub" ? makers.get(shift.inputs[0]!) : undefined;
     if (!(shift && cast?.opType === "Cast")) continue;
     const reader = new Reader(graph, makers);
     const codes = reader.integers(cast.inputs[0]!);
