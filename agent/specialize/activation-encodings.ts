@@ -19,6 +19,8 @@ export type EncodingType = ActivationEncoding["type"];
 
 /** Elements of one value that are looked at in each picture, where it has so many. */
 const SAMPLES = 4096;
+/** Weights of trial layers in one session. */
+const PACKED_BYTES = 192 * 2 ** 20;
 /** Pictures on which the ways to store a value are compared. */
 const TRIAL_PICTURES = 8;
 
@@ -130,20 +132,38 @@ async function bestOf(
     trials.push({ value, reader, encodings: list.map((range) => encodingOf(range, type)) });
   }
   const best = new Map<string, number>();
-  if (trials.length === 0) return best;
-  const { graph: tapped, outputs } = withTrials(graph, trials);
-  const errors = outputs.map((names) => new Float64Array(names.length));
-  await overPictures(tapped, TRIAL_PICTURES, options, (results) => {
-    for (const [i, names] of outputs.entries()) {
-      names.forEach((name, k) => {
-        errors[i]![k]! += floats(results, name).data[0]!;
-      });
+  for (const some of trialsAtOnce(graph, trials)) {
+    const { graph: tapped, outputs } = withTrials(graph, some);
+    const errors = outputs.map((names) => new Float64Array(names.length));
+    await overPictures(tapped, TRIAL_PICTURES, options, (results) => {
+      for (const [i, names] of outputs.entries()) {
+        names.forEach((name, k) => {
+          errors[i]![k]! += floats(results, name).data[0]!;
+        });
+      }
+    });
+    for (const [i, { value }] of some.entries()) {
+      best.set(value, errors[i]!.indexOf(Math.min(...errors[i]!)));
     }
-  });
-  for (const [i, { value }] of trials.entries()) {
-    best.set(value, errors[i]!.indexOf(Math.min(...errors[i]!)));
   }
   return best;
+}
+
+/** Trials that share a session: the runtime packs a copy of the weights for every reader. */
+function trialsAtOnce(graph: Graph, trials: readonly EncodingTrial[]): EncodingTrial[][] {
+  const groups: EncodingTrial[][] = [];
+  let room = 0;
+  for (const trial of trials) {
+    const weights = graph.initializers.get(trial.reader.inputs[1]!)!;
+    const bytes = weights.data.byteLength * trial.encodings.length;
+    if (bytes > room) {
+      groups.push([]);
+      room = PACKED_BYTES;
+    }
+    groups.at(-1)!.push(trial);
+    room -= bytes;
+  }
+  return groups;
 }
 
 /** Runs a graph over single pictures, taken evenly from all batches where not all are wanted. */

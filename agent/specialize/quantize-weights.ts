@@ -53,10 +53,14 @@ export async function quantizeWeights(
   );
   const weights = new Map<string, WeightEncoding>();
   const reports: LayerReport[] = [];
+  if (layers.length === 0) return roundAllWeights(dense, nodes);
+  // Once for all: a session on a large network takes several times its weights in memory.
+  const names = layers.map(({ outputName }) => outputName);
+  const shapes = await measureShapes(dense, names, options.engine, options.calibration);
   let graph = dense;
   let done = 0;
   for (const chunk of chunksOf(layers)) {
-    const grams = await gramsOfChunk(dense, chunk, options);
+    const grams = await gramsOfChunk(dense, chunk, shapes, options);
     for (const [i, layer] of chunk.entries()) {
       const solved = await solve(graph, layer, grams[i]!, options);
       graph = solved.graph;
@@ -126,10 +130,9 @@ function chunksOf(layers: readonly PrunableLayer[]): PrunableLayer[][] {
 async function gramsOfChunk(
   dense: Graph,
   layers: readonly PrunableLayer[],
+  shapes: ReadonlyMap<string, readonly number[]>,
   options: CompressEnvironment,
 ): Promise<LayerGram[]> {
-  const names = layers.map(({ outputName }) => outputName);
-  const shapes = await measureShapes(dense, names, options.engine, options.calibration);
   const count = await countPictures(options);
   const samplings = planSampling(layers, positionsOf(shapes), count, false);
   const picture = pictureBorder(dense);
