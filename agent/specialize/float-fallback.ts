@@ -40,6 +40,8 @@ const BEHIND = 2;
 /** Milliseconds below which a beginning is not worth a choice, and share that one has to save. */
 const SHORTEST_MS = 0.3;
 const LEAST_SAVED = 0.04;
+/** Share of its time in float that integers save in a stretch between others, at least. */
+const LEAST_SHARE = 0.2;
 
 /** A stretch of the network, and what integers cost and save there. */
 interface Block {
@@ -176,7 +178,11 @@ function cutBlocks(graph: Graph, nodes: ReadonlySet<string>): Block[] {
   return blocks;
 }
 
-/** Milliseconds that a stretch takes less on integers than in float, for one picture. */
+/**
+ * Milliseconds that a stretch takes less on integers than in float, for one picture; at least a
+ * share of those in float, as one alone has to round what comes in and goes out, which falls away
+ * among integers.
+ */
 async function savedTime(
   problem: FallbackProblem,
   block: Block,
@@ -184,7 +190,7 @@ async function savedTime(
 ): Promise<number> {
   const choices = [problem.nodes, new Set<string>()];
   const [float32 = 0, integer = 0] = await timeForms(problem, block, choices, options);
-  return float32 - integer;
+  return Math.max(float32 - integer, LEAST_SHARE * float32);
 }
 
 async function timeOf(

@@ -1,12 +1,8 @@
 import assert from "node:assert/strict";
-import { readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { test } from "node:test";
-import { InferenceSession } from "onnxruntime-node";
 import { splitHardSwish } from "../../agent/onnx/activations.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
-import { type Graph, readGraph, writeGraph } from "../../agent/onnx/graph.ts";
+import type { Graph } from "../../agent/onnx/graph.ts";
 import { type ActivationEncoding, quantizeGraph } from "../../agent/onnx/qdq.ts";
 import {
   absorbClipping,
@@ -17,6 +13,7 @@ import {
 import { checkTopologicalOrder } from "../../agent/onnx/query.ts";
 import { withExtraOutputs } from "../../agent/onnx/subgraph.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
+import { fusedNodes } from "./fused-nodes.helpers.ts";
 import { randomInput, randomValues, runGraph } from "./run-graph.helpers.ts";
 
 const X: ActivationEncoding = { type: "uint8", scale: Math.fround(2 / 255), zeroPoint: 128 };
@@ -47,25 +44,6 @@ function integerConv(): Graph {
     ]),
     weights: new Map([["w", { values: CODES, scales: SCALES, axis: 0 }]]),
   });
-}
-
-/** The nodes that ONNX Runtime makes of a graph, by operator. */
-async function fusedNodes(graph: Graph): Promise<Record<string, number>> {
-  const path = join(tmpdir(), `taco-fused-${process.pid}.onnx`);
-  const session = await InferenceSession.create(writeGraph(graph), {
-    optimizedModelFilePath: path,
-    logSeverityLevel: 3,
-  });
-  await session.release();
-  try {
-    const counts: Record<string, number> = {};
-    for (const { opType } of readGraph(readFileSync(path)).nodes) {
-      counts[opType] = (counts[opType] ?? 0) + 1;
-    }
-    return counts;
-  } finally {
-    rmSync(path);
-  }
 }
 
 function code(value: number, { scale, zeroPoint }: ActivationEncoding): number {

@@ -14,6 +14,7 @@ import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
 import { quantizeNetwork } from "../../agent/specialize/quantize-network.ts";
+import { fusedNodes } from "../onnx/fused-nodes.helpers.ts";
 
 let engine: Engine;
 let workDir: string;
@@ -51,6 +52,24 @@ function environment(calibration: Calibration): CompressEnvironment {
     damping: 0.01,
     onProgress: () => undefined,
     signal: new AbortController().signal,
+  };
+}
+
+/** The engine of a device on which graphs take at least so many milliseconds. */
+function deviceWith(costMs: (graph: Graph) => number): Engine {
+  return {
+    ...engine,
+    open: async (graph) => {
+      const session = await engine.open(graph);
+      const least = costMs(graph);
+      return {
+        run: (feeds) => {
+          for (const start = performance.now(); performance.now() < start + least; );
+          return session.run(feeds);
+        },
+        release: () => session.release(),
+      };
+    },
   };
 }
 
@@ -142,6 +161,30 @@ test("quantize-network: all layers become int8, and new pictures come out nearly
   }
 });
 
+test("quantize-network: swish, hard-swish and ReLU, gates and Adds fuse into one integer island", async () => {
+  const fast = deviceWith(({ initializers }) => (initializers.has("stem") ? 3 : 1));
+  const options = { ...environment(pictures(4)), engine: fast };
+  for (const [kind, gates] of [
+    ["swish", { QLinearSigmoid: 4, QLinearMul: 4 }],
+    ["hard-swish", { QLinearSigmoid: 1, Clip: 3, QLinearMul: 4 }],
+    ["relu", { QLinearSigmoid: 1, QLinearMul: 1 }],
+  ] as const) {
+    const dense = kind === "swish" ? network() : replaceSwish(network(), kind);
+    const { graph } = await quantizeNetwork(dense, { ...options, largestError: 1 });
+    const counts = await fusedNodes(graph);
+    const around = new Set(["Transpose", "Flatten", "Reshape"]);
+    const integers = Object.entries(counts).filter(([type]) => !around.has(type));
+    assert.deepEqual(Object.fromEntries(integers), {
+      QuantizeLinear: 1,
+      QLinearConv: 5,
+      QLinearAdd: 1,
+      QLinearGlobalAveragePool: 2,
+      DequantizeLinear: 1,
+      ...gates,
+    });
+  }
+});
+
 test("quantize-network: weights that are zero stay zero", async () => {
   const dense = network();
   const project = toFloat32(dense.initializers.get("project")!).map((w, i) => (i % 3 ? w : 0));
@@ -191,24 +234,6 @@ test("quantize-network: constant and huge activations give finite numbers", asyn
     assert.ok(data.every(Number.isFinite));
   }
 });
-
-/** The engine of a device on which graphs take at least so many milliseconds. */
-function deviceWith(costMs: (graph: Graph) => number): Engine {
-  return {
-    ...engine,
-    open: async (graph) => {
-      const session = await engine.open(graph);
-      const least = costMs(graph);
-      return {
-        run: (feeds) => {
-          for (const start = performance.now(); performance.now() < start + least; );
-          return session.run(feeds);
-        },
-        release: () => session.release(),
-      };
-    },
-  };
-}
 
 test("quantize-network: a beginning that is slower on integers stays in float", async () => {
   const cost = (names: readonly string[]) =>
