@@ -16,7 +16,7 @@ import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
 
 /** How {@link storeWeights} works. */
 export interface WeightOnlyOptions extends CompressEnvironment {
-  /** Bits of a weight, 2 to 8. */
+  /** Bits of a weight in large layers, 2 to 8; see {@link storeWeights}. */
   readonly bits: number;
   /** Zeros to make in the same pass; layers without an entry keep those they have. */
   readonly patterns?: ReadonlyMap<string, LayerPattern>;
@@ -24,7 +24,7 @@ export interface WeightOnlyOptions extends CompressEnvironment {
   readonly blockSize?: number;
 }
 
-/** Bits of the weights of layers that few weights are in and all depend on. */
+/** Bits of the weights of layers that few weights are in and all depend on; the most there are. */
 const FINE_BITS = 8;
 
 /**
@@ -32,6 +32,11 @@ const FINE_BITS = 8;
  * computes with after it has loaded the model, stay float. Layer by layer from the picture on, as
  * {@link compressNetwork} goes, each weight matrix is pruned (where that is asked for) and rounded
  * by GPTQ on the inputs it really gets, and means and spreads of its outputs are restored.
+ *
+ * Small layers get more bits: rounding to b bits costs every layer about the same share of its
+ * output, and a bit more quarters it, so that the bytes of a file buy most with
+ * b + log₄(N̄/N) bits for a layer of N weights (reverse water-filling; Cover & Thomas, 10.3.3). N̄
+ * is the size of the layer that a weight is in on average.
  *
  * Layers that hardly have weights (stems, depthwise ones, those of few inputs) get 8 bits, rounded
  * to nearest before all else; weights that several layers share stay float; what is left of floats
@@ -49,6 +54,7 @@ export async function storeWeights(dense: Graph, options: WeightOnlyOptions): Pr
   const packed = new Map<string, PackedWeight>();
   const { graph: start, reports: fine } = roundFineLayers(dense, packed, patterns);
   const layers = new Map(fine.map((report) => [report.name, report]));
+  const bitsOf = bitsByLayer(dense, bits);
   const result = await compressNetwork(start, {
     ...options,
     patternOf: ({ name, sharedWith }) => {
@@ -59,7 +65,7 @@ export async function storeWeights(dense: Graph, options: WeightOnlyOptions): Pr
         ? { kind: "mask" }
         : { kind: "dense", reason: `its weights serve ${sharedWith.join(", ")} too` };
     },
-    round: (layer, problem) => roundLayer(layer, problem, bitsOf(dense, layer, bits), packed),
+    round: (layer, problem) => roundLayer(layer, problem, bitsOf.get(layer.name)!, packed),
   });
   const reports = result.reports.map((report) => layers.get(report.name) ?? report);
   const small = halveConstants(result.graph, new Set(packed.keys()));
@@ -67,8 +73,20 @@ export async function storeWeights(dense: Graph, options: WeightOnlyOptions): Pr
   return { graph, reports, refused: [] };
 }
 
-function bitsOf(dense: Graph, layer: PrunableLayer, bits: number): number {
-  return reasonToLeave(dense, layer) === null ? bits : FINE_BITS;
+function bitsByLayer(dense: Graph, bits: number): Map<string, number> {
+  const layers = findPrunableLayers(dense);
+  const sizes = layers.map(
+    ({ outFeatures, inFeaturesPerGroup }) => outFeatures * inFeaturesPerGroup,
+  );
+  const weights = sizes.reduce((sum, size) => sum + size, 0);
+  const average = sizes.reduce((sum, size) => sum + size * size, 0) / weights;
+  return new Map(
+    layers.map((layer, i) => {
+      const wanted = Math.round(bits + Math.log(average / sizes[i]!) / Math.log(4));
+      const small = reasonToLeave(dense, layer) !== null;
+      return [layer.name, small ? FINE_BITS : Math.min(FINE_BITS, Math.max(bits, wanted))] as const;
+    }),
+  );
 }
 
 /** Rounds to nearest what gets 8 bits and no zeros. */

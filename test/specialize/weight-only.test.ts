@@ -135,7 +135,8 @@ test("weight-only: 4 and 3 bits, smaller than bytes and closer than rounding to 
     for (const name of ["a", "c"]) assert.equal(of.get(name)!.method, "int8 weights");
     for (const name of ["b", "d", "f", "features"]) {
       const { method, relativeLoss } = of.get(name)!;
-      assert.ok(method.startsWith(`int${bits} weights, a scale for `), method);
+      const own = Number(/^int(\d) weights, a scale for /.exec(method)?.[1]);
+      assert.ok(name === "b" ? own === bits : own > bits && own < 8, `${name}: ${method}`);
       assert.ok(relativeLoss! > 0 && relativeLoss! < (bits === 4 ? 0.02 : 0.06), `${relativeLoss}`);
     }
   }
@@ -148,7 +149,7 @@ test("weight-only: zeros and codes in one pass; pruned weights stay exactly zero
   const patterns = new Map(["b", "d"].map((name) => [name, half]));
   const { graph, reports } = await storeWeights(dense, { ...environment(), bits: 4, patterns });
   const plain = await storeWeights(dense, { ...environment(), bits: 4 });
-  assert.ok(writeGraph(graph).length < 0.9 * writeGraph(plain.graph).length, "zeros take no codes");
+  assert.ok(writeGraph(graph).length < 0.95 * writeGraph(plain.graph).length, "zeros take no codes");
   const missing = countParameters(plain.graph).nonzero - countParameters(graph).nonzero;
   assert.ok(missing > 0.35 * (64 * 288 + 32 * 64), `${missing} zeros`);
   const b = reports.find(({ name }) => name === "b")!;
