@@ -2,7 +2,13 @@ import { splitHardSwish } from "../onnx/activations.ts";
 import type { Graph, Node } from "../onnx/graph.ts";
 import { intAttribute } from "../onnx/graph.ts";
 import { type ActivationEncoding, quantizeGraph, type WeightEncoding } from "../onnx/qdq.ts";
-import { absorbClipping, gateOffsets, integerNodes, isLinear } from "../onnx/qdq-nodes.ts";
+import {
+  absorbClipping,
+  encodedValues,
+  gateOffsets,
+  integerNodes,
+  isLinear,
+} from "../onnx/qdq-nodes.ts";
 
 /** Any range takes the same time. */
 const ENCODING: ActivationEncoding = { type: "uint8", scale: 0.05, zeroPoint: 128 };
@@ -16,19 +22,15 @@ const ENCODING: ActivationEncoding = { type: "uint8", scale: 0.05, zeroPoint: 12
 export function integerForm(graph: Graph): Graph {
   const split = splitHardSwish(graph);
   const { graph: absorbed, nodes } = absorbClipping(split, integerNodes(split));
-  const activations = new Map<string, ActivationEncoding>();
-  const weights = new Map<string, WeightEncoding>();
+  const values = encodedValues(absorbed, nodes);
+  const activations = new Map(values.map((name) => [name, ENCODING] as const));
   for (const [name, offset] of gateOffsets(absorbed, nodes)) {
     activations.set(name, { type: "uint8", scale: offset / 100, zeroPoint: 100 });
   }
+  const weights = new Map<string, WeightEncoding>();
   for (const node of absorbed.nodes) {
-    if (!nodes.has(node.outputs[0]!)) continue;
-    const linear = isLinear(absorbed, node);
-    const inputs = linear ? node.inputs.slice(0, 1) : node.inputs;
-    for (const name of [...inputs, node.outputs[0]!]) {
-      if (name !== "" && !activations.has(name)) activations.set(name, ENCODING);
-    }
-    if (linear) weights.set(node.inputs[1]!, anyWeights(absorbed, node));
+    if (!nodes.has(node.outputs[0]!) || !isLinear(absorbed, node)) continue;
+    weights.set(node.inputs[1]!, anyWeights(absorbed, node));
   }
   return quantizeGraph(absorbed, { nodes, activations, weights });
 }
