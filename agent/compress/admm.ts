@@ -65,10 +65,12 @@ const WORTH_A_CALL = 1 << 17;
  * ALPS lets ρ grow at every step, for which it decomposes H; a few values of ρ with an inverse
  * each come within 2 to 6 % of the loss. Single precision, which is enough for a mask.
  *
+ * @returns undefined where H is so far from positive semidefinite that a penalty does not help:
+ *   its damping is to be raised.
  * @throws {RangeError} if a size or the pattern does not fit.
  * @throws the signal's reason, when aborted between two steps.
  */
-export async function admmMask(problem: AdmmProblem): Promise<AdmmResult> {
+export async function admmMask(problem: AdmmProblem): Promise<AdmmResult | undefined> {
   const { weights, rows, cols, H, pattern, stages = STAGES, signal } = problem;
   checkLength("weights", weights, rows * cols);
   checkLength("H", H, cols * cols);
@@ -79,21 +81,22 @@ export async function admmMask(problem: AdmmProblem): Promise<AdmmResult> {
   const scaledH = scaledHessian(H, scale);
   const M = { data: new Float32Array(cols * cols), rows: cols, cols };
   const project = projection(pattern, rows, cols, problem.span ?? cols);
-  const state = { W, T: W.slice(), kept: new Uint8Array(rows * cols) };
+  const kept = new Uint8Array(rows * cols);
+  const state = { W, T: W.slice(), kept, left: new Float32Array(rows * cols) };
   project(state.T, state.kept);
   let before = stages[0]?.penalty ?? 1;
   for (const { penalty, steps } of stages) {
     rescaleDual(state, before / penalty);
     before = penalty;
     M.data.set(scaledH);
-    await invertPenalty(M, penalty, problem.gemm);
+    if (!(await invertPenalty(M, penalty, problem.gemm))) return undefined;
     for (let step = 0; step < steps; step++) {
       await pause(signal);
       await advance(state, M, rows, problem.gemm);
       project(state.T, state.kept);
     }
   }
-  return { kept: state.kept, weights: unscaled(state, scale, unit) };
+  return { kept, weights: unscaled(state, scale, unit) };
 }
 
 /** √H_jj, 0 for dead inputs, whose weights so go first. */
@@ -150,20 +153,16 @@ function scaledHessian(H: Float64Array, scale: Float64Array): Float32Array {
   return out;
 }
 
-/** M ← ρ(M + ρI)⁻¹. */
+/** M ← ρ(M + ρI)⁻¹; false where that is not positive definite. */
 async function invertPenalty(
   { data, cols }: Matrix<Float32Array>,
   penalty: number,
   gemm: Gemm = referenceGemm,
-): Promise<void> {
+): Promise<boolean> {
   for (let j = 0; j < cols; j++) data[j * (cols + 1)]! += penalty;
-  if (!(await invertInPlace(data, cols, gemm))) {
-    throw new RangeError(
-      `H: expected a finite positive semidefinite matrix, got one that ${penalty} on a diagonal ` +
-        "of ones does not make positive definite: raise the damping",
-    );
-  }
+  const inverted = await invertInPlace(data, cols, gemm);
   for (let i = 0; i < data.length; i++) data[i]! *= penalty;
+  return inverted;
 }
 
 /** The scaled weights W, the point T before projection and its mask. */
@@ -171,21 +170,22 @@ interface State {
   readonly W: Float32Array;
   readonly T: Float32Array;
   readonly kept: Uint8Array;
+  /** What is multiplied by M; overwritten at every step. */
+  readonly left: Float32Array;
 }
 
 /** The dual ρ·u stays what it is when ρ changes. */
 function rescaleDual({ T, kept }: State, factor: number): void {
-  for (let i = 0; i < T.length; i++) if (kept[i] === 0) T[i]! *= factor;
+  for (let i = 0; i < T.length; i++) T[i]! *= factor + kept[i]! * (1 - factor);
 }
 
 async function advance(
-  { W, T, kept }: State,
+  { W, T, kept, left }: State,
   M: Matrix<Float32Array>,
   rows: number,
   gemm?: Gemm,
 ): Promise<void> {
   const cols = M.cols;
-  const left = new Float32Array(T.length);
   for (let i = 0; i < T.length; i++) left[i] = (2 * kept[i]! - 1) * T[i]! - W[i]!;
   const multiply = gemm && rows * cols * cols >= WORTH_A_CALL ? gemm : referenceGemm;
   // M is symmetric, and read along its rows by every engine.

@@ -2,6 +2,7 @@ import { pause } from "../math/pause.ts";
 import { admmMask } from "./admm.ts";
 import type { DampedHessian } from "./damping.ts";
 import { maskOfTraces, type RemovalTraces, traceRemovals } from "./exact-obs.ts";
+import type { LayerGram } from "./hessian.ts";
 import {
   type ColumnOrder,
   checkLayer,
@@ -148,24 +149,39 @@ function admmSuffices(options: PruneLayerOptions): boolean {
   );
 }
 
-/** ADMM's mask with least squares on it; the mask alone where a sweep's might be better. */
+/**
+ * ADMM's mask with least squares on it; only the two where a sweep's might be better, nothing where
+ * it takes a factorization to find the damping that is enough.
+ */
 async function pruneByAdmm(
   options: PruneLayerOptions,
   g: number,
   order: ColumnOrder | undefined,
-): Promise<PrunedGroup | Found> {
+): Promise<PrunedGroup | Found | undefined> {
   const { pattern, gram, gemm, signal } = options;
   const problem = openUnfactored(options, g, order);
   const { target, rows, cols, hessian, span } = problem;
+  if (hessian.lambda < roundingOf(gram, g)) return undefined;
   const H = hessian.damped;
   const scale = await groupScale(problem, gemm);
   const found = await admmMask({ weights: target, rows, cols, H, pattern, span, gemm, signal });
+  if (!found) return undefined;
   const loss = await fit(options, problem, found, scale);
   const enough = gram.count >= VECTORS_A_COLUMN * cols || loss <= GOOD_ENOUGH * scale;
   if (!enough) return { solution: found, loss };
   const weights = new Float64Array(new Float32Array(found.weights));
   const outcome = await judgeGroup(options, problem, weights, scale);
   return { weights, kept: found.kept, ...outcome, damping: hessian.damping };
+}
+
+/**
+ * How negative rounding can make the eigenvalues of a Hessian that was summed in single precision
+ * and lost its mean: some 2⁻²³·√cols of the mean second moment, with a margin of four.
+ */
+function roundingOf({ H, cols }: LayerGram, g: number): number {
+  let trace = 0;
+  for (let j = 0; j < cols; j++) trace += H[g * cols * cols + j * (cols + 1)]!;
+  return (4 * 2 ** -23 * Math.sqrt(cols) * trace) / cols;
 }
 
 /** A fitted solution and its loss. */
@@ -256,6 +272,7 @@ async function solve(
   const found =
     known?.solution ??
     (await admmMask({ weights: target, rows, cols, H, pattern, span, gemm, signal }));
+  if (!found) throw new TypeError("expected a factored Hessian to be positive definite");
   const loss = known?.loss ?? (await fit(options, problem, found, scale));
   if (traced) return tracedLoss <= loss ? traced : found;
   if (loss <= SURE * swept.loss) return found;

@@ -19,9 +19,9 @@ const LEAF = 96;
  * @returns false where a block is not positive definite to double precision.
  * @throws {RangeError} if the size does not fit.
  */
-export function invertInPlace(A: Float32Array, n: number, gemm: Gemm): Promise<boolean> {
+export async function invertInPlace(A: Float32Array, n: number, gemm: Gemm): Promise<boolean> {
   checkLength("A", A, n * n);
-  return invertBlock(A, n, gemm, 0, n);
+  return await invertBlock(A, n, gemm, 0, n);
 }
 
 async function invertBlock(

@@ -120,7 +120,7 @@ export async function compressNetwork(dense: Graph, options: CompressOptions): P
         grams = null;
       }
       const next = segments[done + 1];
-      if (next) {
+      if (next && segments.slice(done + 1).some(({ waves }) => waves.length > 0)) {
         const arrived = await nextBorder(graph, segment, next, plan, border, options);
         await border.store?.dispose();
         ({ border, grams } = arrived);

@@ -1,11 +1,12 @@
 import { GramAccumulator, type LayerGram } from "../compress/hessian.ts";
 import type { Gemm } from "../math/gemm.ts";
+import { squareOf } from "../math/square.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { appendSamples, type SampleStart } from "../onnx/layer-samples.ts";
 import type { PrunableLayer } from "../onnx/prunable-layers.ts";
 import type { TensorValue } from "../runtime/session.ts";
 import { floats } from "./border.ts";
-import { startFeeds } from "./layer-grams.ts";
+import { addProducts, FEW_COLUMNS, startFeeds } from "./layer-grams.ts";
 
 /** A layer, and the value of the same graph that its output should be. */
 export interface FitTarget {
@@ -145,15 +146,34 @@ class FitCollector {
     const perGroup = this.#rows / groups;
     const grams = new Float32Array(groups * cols * cols);
     for (let g = 0; g < groups; g++) {
+      if (groups > 1 && cols <= FEW_COLUMNS) {
+        addProducts(X, width, g * cols, cols, grams.subarray(g * cols * cols, (g + 1) * cols * cols));
+        this.#addCross(X, Y, g);
+        continue;
+      }
       const x = { data: columnsOf(X, width, g * cols, cols), rows: count, cols };
       const data = columnsOf(Y, this.#rows, g * perGroup, perGroup);
       const y = { data, rows: count, cols: perGroup };
-      grams.set(await this.#gemm(x, x, { transA: true }), g * cols * cols);
+      grams.set(await squareOf(x, this.#gemm), g * cols * cols);
       const cross = await this.#gemm(y, x, { transA: true });
       for (let i = 0; i < cross.length; i++) this.#cross[g * cross.length + i]! += cross[i]!;
     }
     this.#inputs.add(grams, Float32Array.from(columnSums(X, width)), count);
     addMoments(Y, this.#sum, this.#square);
+  }
+
+  /** Σ y·xᵀ of one small group. */
+  #addCross(X: Float32Array, Y: Float32Array, group: number): void {
+    const cols = this.#cols;
+    const width = this.#groups * cols;
+    const rows = this.#rows / this.#groups;
+    for (let row = group * rows; row < (group + 1) * rows; row++) {
+      const out = this.#cross.subarray(row * cols, (row + 1) * cols);
+      for (let at = group * cols, from = row; at < X.length; at += width, from += this.#rows) {
+        const y = Y[from]!;
+        for (let j = 0; j < cols; j++) out[j]! += y * X[at + j]!;
+      }
+    }
   }
 }
 

@@ -1,5 +1,6 @@
 import { GramAccumulator, type LayerGram } from "../compress/hessian.ts";
-import type { Gemm, Matrix } from "../math/gemm.ts";
+import type { Gemm } from "../math/gemm.ts";
+import { squareOf } from "../math/square.ts";
 import type { Graph } from "../onnx/graph.ts";
 import {
   appendSamples,
@@ -35,6 +36,7 @@ export interface PictureCount {
  */
 const ROWS_A_COLUMN = 16;
 const FEWEST_ROWS = 8192;
+const FEWEST_ROWS_OF_GROUP = 2048;
 /** Fewest pictures, where there are so many: what differs between pictures must not be missed. */
 const FEWEST_PICTURES = 128;
 
@@ -50,7 +52,12 @@ export function planSampling(
   count: PictureCount,
   all: boolean,
 ): Sampling[] {
-  const wanted = layers.map((l) => Math.max(FEWEST_ROWS, ROWS_A_COLUMN * l.inFeaturesPerGroup));
+  const wanted = layers.map(({ groups, inFeaturesPerGroup: cols }) =>
+    // Many groups are many small systems: each is well determined by less, and all cost the same.
+    groups === 1
+      ? Math.max(FEWEST_ROWS, ROWS_A_COLUMN * cols)
+      : Math.max(FEWEST_ROWS_OF_GROUP, 4 * ROWS_A_COLUMN * cols),
+  );
   const needed = layers.map((layer, i) => {
     const each = positions(layer);
     // Where a picture gives a few vectors only, as behind a pooling, they are all independent.
@@ -86,7 +93,7 @@ export function positionsOf(
 /** Floats of sampled inputs that are gathered before they are multiplied. */
 const ROWS_AT_ONCE = 4 * 2 ** 20;
 /** Up to so many columns of a group, plain loops cost less than cutting the group out. */
-const FEW_COLUMNS = 32;
+export const FEW_COLUMNS = 32;
 
 /** Gathers samples of one layer's inputs and sums their second moments. */
 class GramCollector {
@@ -136,7 +143,7 @@ class GramCollector {
   async #products(rows: Float32Array, count: number): Promise<Float32Array> {
     const { groups, cols } = this.#sums;
     if (groups === 1) {
-      return await ownProduct({ data: rows, rows: count, cols }, this.#gemm);
+      return await squareOf({ data: rows, rows: count, cols }, this.#gemm);
     }
     const products = new Float32Array(groups * cols * cols);
     for (let g = 0; g < groups; g++) {
@@ -144,55 +151,20 @@ class GramCollector {
       if (cols <= FEW_COLUMNS) addProducts(rows, this.#width, g * cols, cols, target);
       else {
         const X = { data: cutOut(rows, this.#width, g * cols, cols), rows: count, cols };
-        target.set(await ownProduct(X, this.#gemm));
+        target.set(await squareOf(X, this.#gemm));
       }
     }
     return products;
   }
 }
 
-/** From so many columns on, the half of XᵀX that mirrors the other is left out. */
-const MANY_COLUMNS = 2048;
-const PANELS = 4;
-
-/** XᵀX, panel by panel where that pays: ten of sixteen products and a copy of X. */
-async function ownProduct(X: Matrix<Float32Array>, gemm: Gemm): Promise<Float32Array> {
-  const { rows, cols } = X;
-  if (cols < MANY_COLUMNS) return gemm(X, X, { transA: true });
-  const width = Math.ceil(cols / PANELS);
-  const panels = Array.from({ length: PANELS }, (_, p): Matrix<Float32Array> => {
-    const own = Math.min(width, cols - p * width);
-    return { data: cutOut(X.data, cols, p * width, own), rows, cols: own };
-  });
-  const out = new Float32Array(cols * cols);
-  for (let p = 0; p < PANELS; p++) {
-    for (let q = 0; q <= p; q++) {
-      const product = await gemm(panels[p]!, panels[q]!, { transA: true });
-      placeTwice(out, cols, p * width, q * width, product, panels[q]!.cols);
-    }
-  }
-  return out;
-}
-
-/** A block of a symmetric matrix and its mirror image. */
-function placeTwice(
-  out: Float32Array,
-  cols: number,
-  top: number,
-  left: number,
-  block: Float32Array,
-  width: number,
-): void {
-  for (let i = 0; i * width < block.length; i++) {
-    for (let j = 0; j < width; j++) {
-      const value = block[i * width + j]!;
-      out[(top + i) * cols + left + j] = value;
-      out[(left + j) * cols + top + i] = value;
-    }
-  }
-}
-
-function addProducts(
+/**
+ * Σ x·xᵀ of one group, in double precision until it is handed over.
+ *
+ * @param rows `positions × width`. @param from the group's first column.
+ * @param products `cols × cols`, overwritten.
+ */
+export function addProducts(
   rows: Float32Array,
   width: number,
   from: number,

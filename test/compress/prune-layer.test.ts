@@ -77,6 +77,24 @@ for (const seed of [1, 2, 3]) {
   });
 }
 
+test("layer: too large for traces, with many samples or few, it comes close to least squares", async () => {
+  for (const samples of [400, 60]) {
+    const { W, X, rows, cols } = randomLayer(200, 128, samples, 30);
+    const gram = gramOf(X, cols);
+    const layer = { weights: Float32Array.from(W), rows, cols, gram, pattern: HALF };
+    const pruned = await pruneLayer({ ...layer, centered: false });
+    assert.equal(pruned.density, 0.5);
+    const { damped, lambda } = await factorHessian(gram.H, cols, 0.01);
+    const damping = (weights: ArrayLike<number>) =>
+      0.5 * lambda * W.reduce((sum, w, i) => sum + (weights[i]! - w) ** 2, 0);
+    const weights = Float64Array.from(pruned.weights);
+    const problem = { target: W, weights, kept: pruned.kept, rows, cols, H: damped };
+    const before = pruned.loss + damping(pruned.weights);
+    const { loss } = await refit({ ...problem, tolerance: 1e-8, maxIterations: 1000 });
+    assert.ok(before <= 1.01 * loss, `${samples} samples: ${before} against ${loss}`);
+  }
+});
+
 test("layer: zero sparsity changes nothing", async () => {
   const layer = randomLayer(4, 12, 40, 4);
   const bias = new Float32Array(4).fill(0.5);
