@@ -70,7 +70,7 @@ const WORTH_A_CALL = 1 << 17;
  * @throws {RangeError} if a size or the pattern does not fit.
  * @throws the signal's reason, when aborted between two steps.
  */
-export async function admmMask(problem: AdmmProblem): Promise<AdmmResult | undefined> {
+export async function tryAdmmMask(problem: AdmmProblem): Promise<AdmmResult | undefined> {
   const { weights, rows, cols, H, pattern, stages = STAGES, signal } = problem;
   checkLength("weights", weights, rows * cols);
   checkLength("H", H, cols * cols);
@@ -97,6 +97,20 @@ export async function admmMask(problem: AdmmProblem): Promise<AdmmResult | undef
     }
   }
   return { kept, weights: unscaled(state, scale, unit) };
+}
+
+/**
+ * {@link tryAdmmMask} of an H that is known to be positive semidefinite.
+ *
+ * @throws {RangeError} also where it is not.
+ */
+export async function admmMask(problem: AdmmProblem): Promise<AdmmResult> {
+  const found = await tryAdmmMask(problem);
+  if (found) return found;
+  throw new RangeError(
+    "H: expected a finite positive semidefinite matrix, got one that no penalty makes positive " +
+      "definite: raise the damping",
+  );
 }
 
 /** √H_jj, 0 for dead inputs, whose weights so go first. */

@@ -1,5 +1,5 @@
 import { pause } from "../math/pause.ts";
-import { admmMask } from "./admm.ts";
+import { admmMask, tryAdmmMask } from "./admm.ts";
 import type { DampedHessian } from "./damping.ts";
 import { maskOfTraces, type RemovalTraces, traceRemovals } from "./exact-obs.ts";
 import type { LayerGram } from "./hessian.ts";
@@ -164,7 +164,7 @@ async function pruneByAdmm(
   if (hessian.lambda < roundingOf(gram, g)) return undefined;
   const H = hessian.damped;
   const scale = await groupScale(problem, gemm);
-  const found = await admmMask({ weights: target, rows, cols, H, pattern, span, gemm, signal });
+  const found = await tryAdmmMask({ weights: target, rows, cols, H, pattern, span, gemm, signal });
   if (!found) return undefined;
   const loss = await fit(options, problem, found, scale);
   const enough = gram.count >= VECTORS_A_COLUMN * cols || loss <= GOOD_ENOUGH * scale;
@@ -272,7 +272,6 @@ async function solve(
   const found =
     known?.solution ??
     (await admmMask({ weights: target, rows, cols, H, pattern, span, gemm, signal }));
-  if (!found) throw new TypeError("expected a factored Hessian to be positive definite");
   const loss = known?.loss ?? (await fit(options, problem, found, scale));
   if (traced) return tracedLoss <= loss ? traced : found;
   if (loss <= SURE * swept.loss) return found;
