@@ -108,7 +108,7 @@ async function slowStart(problem: FallbackProblem, options: CompressEnvironment)
   const leading = rounded.nodes.filter((n) => nodes.has(n.outputs[0]!) && isLinear(rounded, n));
   const other = leading.findIndex(({ opType }) => opType !== "Conv");
   const most = Math.min(MOST_LEADING, other < 0 ? leading.length - 1 : other);
-  const borders = new Set([...findBorders(rounded), rounded.outputs[0]!.name]);
+  const borders = cutPlaces(rounded);
   const order = rounded.nodes.map(({ outputs }) => outputs[0]!);
   const last = order.indexOf(
     leading[Math.min(most + BEHIND, leading.length) - 1]?.outputs[0] ?? "",
@@ -157,8 +157,19 @@ async function measureError(
   return Number.isFinite(relativeError) ? relativeError : Number.POSITIVE_INFINITY;
 }
 
+/** Borders and the output; none between a layer and the Relu or Clip that may be a part of it. */
+function cutPlaces(graph: Graph): Set<string> {
+  const clipped = new Set(
+    graph.nodes.flatMap(({ opType, inputs }) =>
+      opType === "Relu" || opType === "Clip" ? inputs.slice(0, 1) : [],
+    ),
+  );
+  const borders = findBorders(graph).filter((name) => !clipped.has(name));
+  return new Set([...borders, graph.outputs[0]!.name]);
+}
+
 function cutBlocks(graph: Graph, nodes: ReadonlySet<string>): Block[] {
-  const borders = new Set([...findBorders(graph), graph.outputs[0]!.name]);
+  const borders = cutPlaces(graph);
   const linear = graph.nodes.filter((n) => nodes.has(n.outputs[0]!) && isLinear(graph, n));
   const wanted = Math.ceil(linear.length / MOST_BLOCKS);
   const isWeighty = new Set(linear);
