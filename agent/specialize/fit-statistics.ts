@@ -147,7 +147,13 @@ class FitCollector {
     const grams = new Float32Array(groups * cols * cols);
     for (let g = 0; g < groups; g++) {
       if (groups > 1 && cols <= FEW_COLUMNS) {
-        addProducts(X, width, g * cols, cols, grams.subarray(g * cols * cols, (g + 1) * cols * cols));
+        addProducts(
+          X,
+          width,
+          g * cols,
+          cols,
+          grams.subarray(g * cols * cols, (g + 1) * cols * cols),
+        );
         this.#addCross(X, Y, g);
         continue;
       }

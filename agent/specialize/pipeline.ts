@@ -4,6 +4,7 @@ import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts"
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
+import { swapForIntegers } from "./activation-swap.ts";
 import { type CompressOptions, compressNetwork } from "./compress-network.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import { dropBlocks } from "./drop-blocks.ts";
@@ -55,6 +56,8 @@ export async function applyPlan(
   if (simplifies(graph, plan)) {
     pass(await simplifyNetwork(graph, { ...environment, activations, gates }));
   }
+  // Integers would be held up at every swish, so they bring functions of their own.
+  if (plan.int8 && activations === "keep") pass(await swapForIntegers(graph, environment));
   if (blocks.length > 0) pass(await dropBlocks(graph, { ...environment, blocks }));
   if (Object.keys(plan.widths).length > 0) {
     const include = ({ id }: ChannelGroup) => plan.widths[id] !== undefined;

@@ -28,7 +28,13 @@ import {
 import type { CompressEnvironment } from "./environment.ts";
 import { type FitStatistics, type FitTarget, tapTargets } from "./fit-statistics.ts";
 import { type LayerPlaces, takesBias } from "./group-tables.ts";
-import { countPictures, type PictureCount, planSampling, positionsOf } from "./layer-grams.ts";
+import {
+  countPictures,
+  FEW_COLUMNS,
+  type PictureCount,
+  planSampling,
+  positionsOf,
+} from "./layer-grams.ts";
 import { cutSegments, type Segment } from "./segments.ts";
 
 /** Which layers {@link refitNetwork} fits, and how. */
@@ -289,6 +295,8 @@ async function fitGroups(
   const weights = new Float64Array(start.length);
   const bias = new Float64Array(layer.outFeatures);
   let explained = 0;
+  // A few columns are solved before a product by the runtime has begun.
+  const gemm = cols <= FEW_COLUMNS ? undefined : options.engine.gemm;
   for (let g = 0; g < groups; g++) {
     const part = (data: Float64Array, size: number) => data.subarray(g * size, (g + 1) * size);
     const [y, x] = [part(mean, rows), part(inputs.mean, cols)];
@@ -304,7 +312,7 @@ async function fitGroups(
       cols,
       gram: withBias ? centeredHessian(H, x) : H,
       damping: options.damping,
-      gemm: options.engine.gemm,
+      gemm,
     });
     weights.set(fitted.weights, g * rows * cols);
     explained += fitted.explained;

@@ -94,9 +94,12 @@ export class RunPictures {
     ]);
   }
 
-  /** At most `limit` training samples: class by class in turn, so that it takes as many of each. */
+  /**
+   * At most `limit` training samples: class by class in turn, so that it takes as many of each, and
+   * mirror images only after all pictures, which tell more.
+   */
   calibrationSamples(limit: number): Sample[] {
-    const all = this.trainingSamples();
+    const all = this.trainingSamples().sort((a, b) => Number(a.flipped) - Number(b.flipped));
     const queues = this.classes.map((label) =>
       all.filter(({ row }) => this.pictures[row]!.label === label),
     );

@@ -5,15 +5,14 @@ import type { TrainingFeatures } from "./fit-head.ts";
 /** What features are worth for telling the classes apart, judged on training pictures alone. */
 export interface FeatureScore {
   /**
-   * Mean over classes of the probability that held-back pictures give their own class, in [0, 1]:
-   * the accuracy of a head that knows how sure it is, and smoother than counting hits. NaN where
-   * no class has two bursts, so that nothing can be held back.
+   * Mean over classes of {@link hit} of held-back pictures, in [0, 1]: an accuracy, and smoother
+   * than counting. NaN where no class has two bursts, so that nothing can be held back.
    */
   readonly expectedAccuracy: number;
   /** Mean over classes of their pictures' negative log likelihood, in nats. */
   readonly loss: number;
-  /** Probability of each picture's own class while it was held back; NaN where it never was. */
-  readonly likelihoods: readonly number[];
+  /** Hit of each picture while it was held back; NaN where it never was. */
+  readonly hits: readonly number[];
   /** Class of each picture. */
   readonly labels: readonly number[];
 }
@@ -30,15 +29,28 @@ export async function scoreFeatures(
     { ...data, samples: data.labels.length },
     { groups: data.bursts, ...options },
   );
-  const likelihoods = [...chosen.likelihoods];
+  const hits = Array.from(chosen.likelihoods, hit);
   const labels = Array.from(data.labels);
   const losses = chosen.scores.map(({ score }) => score);
   return {
-    expectedAccuracy: classMean(likelihoods, labels).mean,
+    expectedAccuracy: classMean(hits, labels).mean,
     loss: losses.length > 0 ? Math.min(...losses) : Number.NaN,
-    likelihoods,
+    hits,
     labels,
   };
+}
+
+/** How steeply {@link hit} rises about one half. */
+const STEEPNESS = 4;
+
+/**
+ * Whether a picture is told from the others, 0 to 1, by the probability p of its own class: p⁴ /
+ * (p⁴ + (1 − p)⁴), a count of those above one half with soft edges. The mean of p itself would
+ * count every loss of confidence as a loss of accuracy.
+ */
+function hit(p: number): number {
+  const [own, others] = [p ** STEEPNESS, (1 - p) ** STEEPNESS];
+  return own / (own + others);
 }
 
 /** What a network is expected to lose against another, in percentage points; below 0: to gain. */
@@ -58,14 +70,14 @@ export interface ExpectedDrop {
  * @throws {RangeError} if the scores are of different pictures.
  */
 export function expectedDrop(
-  dense: Pick<FeatureScore, "likelihoods" | "labels">,
-  other: Pick<FeatureScore, "likelihoods" | "labels">,
+  dense: Pick<FeatureScore, "hits" | "labels">,
+  other: Pick<FeatureScore, "hits" | "labels">,
 ): ExpectedDrop {
   const { labels } = dense;
   if (labels.length !== other.labels.length || labels.some((l, i) => l !== other.labels[i])) {
     throw new RangeError("expected scores of the same pictures, in the same order");
   }
-  const lost = dense.likelihoods.map((before, i) => 100 * (before - other.likelihoods[i]!));
+  const lost = dense.hits.map((before, i) => 100 * (before - other.hits[i]!));
   const { mean, standardError } = classMean(lost, labels);
   return { points: mean, standardError };
 }

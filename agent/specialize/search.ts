@@ -1,51 +1,33 @@
 import { type Aim, type Measure, measureOf } from "../aim.ts";
 import { chooseFromFront, type FrontLimit, type Lever, paretoFront } from "../compress/budget.ts";
-import { messageOf } from "../errors.ts";
 import { formatPattern } from "../method.ts";
 import type { ChannelGroup } from "../onnx/channel-groups.ts";
-import { type Graph, writeGraph } from "../onnx/graph.ts";
-import { countParameters } from "../onnx/initializers.ts";
+import type { Graph } from "../onnx/graph.ts";
 import { keepUnits } from "../onnx/keep-units.ts";
-import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
-import type { LatencyTable } from "../runtime/latency-table.ts";
-import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
-import type { Calibration, CompressEnvironment, Refusal } from "./environment.ts";
-import { frontLimit } from "./front.ts";
-import { compareLatency } from "./graph-latency.ts";
-import { type GroupTable, type GroupTables, measureGroups, stitch } from "./group-tables.ts";
-import { integerForm } from "./integer-form.ts";
 import {
-  type LatencyModel,
-  openLatencyModel,
-  type PictureSize,
-  wholeLatencies,
-} from "./latency-model.ts";
-import { atInputSize, type InputSize, widthOf } from "./pipeline.ts";
-import { quantizeNetwork } from "./quantize-network.ts";
+  type Coarse,
+  coarseSettings,
+  planOfSetting,
+  type SettingOptions,
+} from "./coarse-settings.ts";
+import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
+import type { Refusal } from "./environment.ts";
+import { frontLimit } from "./front.ts";
+import { type GroupTable, type GroupTables, measureGroups, stitch } from "./group-tables.ts";
+import { widthOf } from "./pipeline.ts";
 import {
   exploreSpace,
   type Judgment,
   type SearchedPlan,
   type SearchSpace,
 } from "./search-space.ts";
-import { type Simplification, simplifies, simplifyNetwork } from "./simplify-network.ts";
 import { measureSparsity, type SparsityTables, stitchSparsity } from "./sparsity-tables.ts";
 
 /** What {@link searchPlans} works with. */
-export interface SearchOptions {
-  /** Normalized network from the picture to its features or logits, for `size`. */
-  readonly dense: Graph;
-  readonly size: PictureSize;
+export interface SearchOptions extends SettingOptions {
   readonly aim: Aim;
-  /** The environment with the calibration pictures at a size; null: the network's own. */
-  readonly environmentAt: (size: InputSize) => Promise<CompressEnvironment>;
-  /** Judges a network that takes pictures of a size, on pictures that no pass is fitted to. */
-  readonly judge: (graph: Graph, size: InputSize) => Promise<Judgment>;
-  readonly table: LatencyTable;
   /** Parameters of the generalist, which reductions are counted from. */
   readonly parameters: number;
-  /** Parameters that the result has beside those of `dense`: its new head. */
-  readonly restParameters: number;
   readonly maxSeconds: number;
   /** Plans to build at most. */
   readonly maxPlans: number;
@@ -69,15 +51,8 @@ export interface SearchResult {
 const WIDTHS = [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125];
 /** Shares of zeros that are tried. */
 const SPARSITIES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
-/** Picture sizes are multiples of this: what five halvings or patches of 16 and 32 divide. */
-const SIZE_STEP = 32;
-/** Smaller pictures than this share of the own size are not tried, nor any below MIN_SIZE. */
-const LEAST_SIZE = 0.5;
-const MIN_SIZE = 96;
 /** From one target to the next, where the aim is the least cost. */
 const TARGET_STEP = 0.8;
-/** Integers must make the network at least this much faster to be tried. */
-const LEAST_GAIN = 1.1;
 const EVALUATIONS = 40;
 /** Bytes of one weight. */
 const FLOAT_BYTES = 4;
@@ -104,69 +79,6 @@ export async function searchPlans(options: SearchOptions): Promise<SearchResult>
   }
 }
 
-/** A setting of the coarse levers, and what it costs and loses by itself. */
-interface Coarse {
-  readonly size: InputSize;
-  readonly int8: boolean;
-  readonly graph: Graph;
-  readonly zeros: boolean;
-  readonly simplification: Simplification;
-  readonly cost: number;
-  readonly judgment: Judgment;
-  /** Points that integers cost beside all else. */
-  readonly int8Drop: number;
-  readonly costOf: (graphs: readonly Graph[]) => Promise<number[]>;
-}
-
-/** A network that settings of size and integers start from. */
-interface Base {
-  /** At the own size. */
-  readonly graph: Graph;
-  readonly simplification: Simplification;
-  readonly judgment: Judgment;
-  /** Points that integers cost, and their latency over that of a wholly integer form; or none. */
-  readonly integers: { readonly drop: number; readonly slowdown: number } | null;
-}
-
-/** One base at one size. */
-interface Form {
-  readonly base: Base;
-  readonly size: InputSize;
-  readonly graph: Graph;
-  readonly int8: boolean;
-}
-
-/** Timed in the place of a network that integers would be made of. */
-const INTEGERS = { name: "int8", of: integerForm };
-/** Cheaper functions that are tried, the cheapest first. */
-const SIMPLIFICATIONS: readonly Simplification[] = [
-  { activations: "relu", gates: "fold" },
-  { activations: "relu", gates: "keep" },
-  { activations: "keep", gates: "fold" },
-];
-
-function firstHalf({ batches, read }: Calibration): Calibration {
-  return { batches: Math.ceil(batches / 2), read };
-}
-
-/** Whether every part of a simplification finds something to change. */
-function changesAll(graph: Graph, { activations, gates }: Simplification): boolean {
-  const swishes = simplifies(graph, { activations, gates: "keep" });
-  const folds = simplifies(graph, { activations: "keep", gates });
-  return (swishes || activations === "keep") && (folds || gates === "keep");
-}
-
-/** The plan of a setting, before any fine lever. */
-function planOf({
-  size,
-  int8,
-  simplification,
-}: Pick<Coarse, "size" | "int8" | "simplification">): CompressionPlan {
-  const { activations, gates } = simplification;
-  const changed = size !== null || int8 || activations !== "keep" || gates !== "keep";
-  return changed ? { ...NO_CHANGE, inputSize: size, activations, gates, int8 } : NO_CHANGE;
-}
-
 class Search {
   readonly #options: SearchOptions;
   readonly #measure: Measure;
@@ -184,7 +96,17 @@ class Search {
   }
 
   async run(): Promise<void> {
-    const settings = (await this.#coarseSettings()).sort((a, b) => a.cost - b.cost);
+    const settings = await coarseSettings(this.#measure, this.#options, {
+      limit: this.#limit,
+      timeLeft: () => this.#timeLeft(),
+      refuse: (refusal) => this.#refused.push(refusal),
+    });
+    for (const each of settings) {
+      const { cost, judgment } = each;
+      const latencyRatio = this.#timed ? cost : null;
+      this.#points.push({ plan: planOfSetting(each), cost, ...judgment, latencyRatio });
+    }
+    settings.sort((a, b) => a.cost - b.cost);
     // Settings that are slower and lose more than another one have the same fine levers as it.
     const coarse = this.#timed
       ? paretoFront(settings.map((c) => ({ ...c, drop: c.judgment.dropPoints })))
@@ -250,225 +172,6 @@ class Search {
     }
     const enough = coarse.filter(({ cost }) => cost <= limit.maxCost);
     return [...enough.reverse(), ...coarse.filter(({ cost }) => cost > limit.maxCost)];
-  }
-
-  #coarseSettings(): Promise<Coarse[]> {
-    switch (this.#measure) {
-      case "latency":
-        return this.#latencySettings();
-      case "nonzero":
-        return this.#nonzeroSettings();
-      case "bytes":
-        return this.#bytesSettings();
-    }
-  }
-
-  /**
-   * Every simplification at every size, in float and in integers: all are timed whole; what is
-   * smaller than what already loses too much is not judged.
-   */
-  async #latencySettings(): Promise<Coarse[]> {
-    const { size: own } = this.#options;
-    const bases = await this.#bases();
-    const forms = bases.flatMap((base) =>
-      [null, ...smallerSizes(own)].flatMap((size): Form[] => {
-        const graph = this.#resized(base.graph, size);
-        if (graph === undefined) return [];
-        const float: Form = { base, size, graph, int8: false };
-        return base.integers ? [float, { ...float, int8: true }] : [float];
-      }),
-    );
-    const { engine, signal } = await this.#options.environmentAt(null);
-    const times = await wholeLatencies(
-      forms.map(({ graph, size, int8 }) => ({
-        graph,
-        size: size ?? own,
-        variant: int8 ? INTEGERS : undefined,
-      })),
-      { engine, signal, table: this.#options.table },
-    );
-    const whole = times[0]!;
-    const settings: Coarse[] = [];
-    for (const base of bases) {
-      let judgment = base.judgment;
-      for (const [at, form] of forms.entries()) {
-        if (form.base !== base || judgment.dropPoints > this.#mostDrop()) continue;
-        if (form.size !== null && !form.int8) {
-          if (this.#timeLeft() <= 0) break;
-          judgment = await this.#options.judge(form.graph, form.size);
-        }
-        settings.push(this.#timedSetting(form, judgment, times[at]! / whole, whole));
-      }
-    }
-    return settings;
-  }
-
-  /** @param cost of the whole network over the dense one's. @param wholeMs what that one takes. */
-  #timedSetting(form: Form, float: Judgment, cost: number, wholeMs: number): Coarse {
-    const { base, size, graph, int8 } = form;
-    const { slowdown, drop } = (int8 ? base.integers : null) ?? { slowdown: 1, drop: 0 };
-    let model: Promise<LatencyModel> | undefined;
-    return this.#setting({
-      size,
-      graph,
-      int8,
-      simplification: base.simplification,
-      judgment: { ...float, dropPoints: float.dropPoints + drop },
-      int8Drop: drop,
-      cost: cost * slowdown,
-      costOf: async (graphs) => {
-        // Its blocks are timed only where something is built of them.
-        model ??= this.#options
-          .environmentAt(size)
-          .then((environment) => this.#model(graph, size, environment, int8));
-        return (await (await model).predict(graphs)).map((ms) => (slowdown * ms) / wholeMs);
-      },
-    });
-  }
-
-  /** The network with its own functions, and with cheaper ones where that pays. */
-  async #bases(): Promise<Base[]> {
-    const { dense, judge } = this.#options;
-    const environment = await this.#options.environmentAt(null);
-    const judgment = await judge(dense, null);
-    const { activations, gates } = NO_CHANGE;
-    const bases = [await this.#base(dense, { activations, gates }, judgment)];
-    for (const simplification of SIMPLIFICATIONS) {
-      if (this.#timeLeft() <= 0 || !changesAll(dense, simplification)) continue;
-      // Gates alone are worth a look only where swishes have to stay.
-      const only = simplification.activations === "keep";
-      if (only && bases.some((base) => base.simplification.activations !== "keep")) continue;
-      // What is built in the end is fitted to all pictures; this is to be judged only.
-      const calibration = firstHalf(environment.calibration);
-      const options = { ...environment, calibration, ...simplification };
-      const { graph } = await simplifyNetwork(dense, options);
-      const after = await judge(graph, null);
-      if (after.dropPoints > this.#mostDrop()) continue;
-      bases.push(await this.#base(graph, simplification, after));
-      this.#options.onProgress(this.#share());
-    }
-    return bases;
-  }
-
-  /** What may be lost; a little more than allowed, as what is judged is an estimate. */
-  #mostDrop(): number {
-    const limit = this.#limit;
-    return "maxDrop" in limit ? limit.maxDrop : Number.POSITIVE_INFINITY;
-  }
-
-  async #base(graph: Graph, simplification: Simplification, judgment: Judgment): Promise<Base> {
-    const integers = await this.#integers(graph, judgment);
-    return { graph, simplification, judgment, integers };
-  }
-
-  #setting(
-    parts: Pick<Coarse, "size" | "graph" | "judgment" | "cost" | "costOf"> & Partial<Coarse>,
-  ): Coarse {
-    const { activations, gates } = NO_CHANGE;
-    const simplification = { activations, gates };
-    const setting = { int8: false, zeros: false, int8Drop: 0, simplification, ...parts };
-    const { cost, judgment } = setting;
-    const plan = planOf(setting);
-    this.#points.push({ plan, cost, ...judgment, latencyRatio: this.#timed ? cost : null });
-    return setting;
-  }
-
-  #model(
-    graph: Graph,
-    size: InputSize,
-    { engine, signal }: CompressEnvironment,
-    int8: boolean,
-  ): Promise<LatencyModel> {
-    const shared = { engine, table: this.#options.table, signal };
-    return openLatencyModel(
-      graph,
-      size ?? this.#options.size,
-      int8 ? { ...shared, variant: INTEGERS } : shared,
-    );
-  }
-
-  /** The network at another size; undefined where it cannot take it. */
-  #resized(graph: Graph, size: InputSize): Graph | undefined {
-    try {
-      return atInputSize(graph, size);
-    } catch (error) {
-      this.#refused.push({ name: `${size?.width}×${size?.height}`, reason: messageOf(error) });
-      return undefined;
-    }
-  }
-
-  /** What integers gain and cost on a network that is otherwise left as it is; null: no use. */
-  async #integers(graph: Graph, float: Judgment): Promise<Base["integers"]> {
-    try {
-      const environment = await this.#options.environmentAt(null);
-      const { graph: quantized } = await quantizeNetwork(graph, environment);
-      const { engine, signal } = environment;
-      const forms = [graph, integerForm(graph), quantized];
-      const timed = forms.map((each) => ({ graph: each, ...this.#options.size }));
-      const [floatMs, formMs, ms] = await compareLatency(timed, 1, engine, signal);
-      if (floatMs! / ms! < LEAST_GAIN) {
-        const reason = `integers make it ${(floatMs! / ms!).toFixed(2)} times as fast`;
-        this.#refused.push({ name: "int8", reason });
-        return null;
-      }
-      const judgment = await this.#options.judge(quantized, null);
-      const drop = Math.max(0, judgment.dropPoints - float.dropPoints);
-      return { drop, slowdown: ms! / formMs! };
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-      this.#refused.push({ name: "int8", reason: error.message });
-      return null;
-    }
-  }
-
-  async #nonzeroSettings(): Promise<Coarse[]> {
-    const { dense, restParameters } = this.#options;
-    const costOf = (graphs: readonly Graph[]) =>
-      Promise.resolve(graphs.map((graph) => countParameters(graph).nonzero + restParameters));
-    const [cost] = await costOf([dense]);
-    const judgment = await this.#options.judge(dense, null);
-    return [
-      this.#setting({ size: null, graph: dense, zeros: true, judgment, cost: cost!, costOf }),
-    ];
-  }
-
-  async #bytesSettings(): Promise<Coarse[]> {
-    const { dense, restParameters } = this.#options;
-    const rest = FLOAT_BYTES * restParameters;
-    const environment = await this.#options.environmentAt(null);
-    const judgment = await this.#options.judge(dense, null);
-    const inFloat = (graphs: readonly Graph[]) =>
-      Promise.resolve(graphs.map((graph) => writeGraph(toSparseInitializers(graph)).length + rest));
-    const [cost] = await inFloat([dense]);
-    const shared = { size: null, graph: dense };
-    const settings = [
-      this.#setting({ ...shared, judgment, cost: cost!, costOf: inFloat }),
-      this.#setting({ ...shared, zeros: true, judgment, cost: cost!, costOf: inFloat }),
-    ];
-    try {
-      const quantized = (await quantizeNetwork(dense, environment)).graph;
-      const after = await this.#options.judge(quantized, null);
-      const saved = cost! - writeGraph(quantized).length - rest;
-      const share = saved / (FLOAT_BYTES * countParameters(dense).parameters);
-      const inInt8 = async (graphs: readonly Graph[]) =>
-        (await inFloat(graphs)).map(
-          (bytes, i) => bytes - share * FLOAT_BYTES * countParameters(graphs[i]!).parameters,
-        );
-      settings.push(
-        this.#setting({
-          ...shared,
-          int8: true,
-          judgment: after,
-          int8Drop: Math.max(0, after.dropPoints - judgment.dropPoints),
-          cost: cost! - saved,
-          costOf: inInt8,
-        }),
-      );
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-      this.#refused.push({ name: "int8", reason: error.message });
-    }
-    return settings;
   }
 
   /** Goes through the fine levers of one setting, target by target. */
@@ -546,15 +249,15 @@ class Search {
       costOf: async (other) => (await setting.costOf([other]))[0]!,
       judge: (other) => this.#judge(other, setting),
       planOf: (choice) => ({
-        ...planOf(setting),
+        ...planOfSetting(setting),
         widths: Object.fromEntries(keepOf(choice)),
       }),
     };
   }
 
-  async #judge(graph: Graph, { size, int8Drop }: Coarse): Promise<Judgment> {
+  async #judge(graph: Graph, { size, roundingDrop }: Coarse): Promise<Judgment> {
     const judgment = await this.#options.judge(graph, size);
-    return { ...judgment, dropPoints: judgment.dropPoints + int8Drop };
+    return { ...judgment, dropPoints: judgment.dropPoints + roundingDrop };
   }
 
   async #groupTables({ graph, size }: Coarse): Promise<GroupTables> {
@@ -612,19 +315,6 @@ class Search {
 /** Bytes of a float layer with some weights left, stored as is shorter. */
 function bytesOf(left: number, weights: number): number {
   return Math.min(FLOAT_BYTES * weights, SPARSE_BYTES * left);
-}
-
-/** Square and other sizes of the same shape, largest first. */
-export function smallerSizes({ height, width }: PictureSize): PictureSize[] {
-  const sizes: PictureSize[] = [];
-  const short = Math.min(height, width);
-  const least = Math.max(MIN_SIZE, LEAST_SIZE * short);
-  const largest = SIZE_STEP * (Math.ceil(short / SIZE_STEP) - 1);
-  for (let side = largest; side >= least; side -= SIZE_STEP) {
-    const scaled = (length: number) => SIZE_STEP * Math.round((length * side) / short / SIZE_STEP);
-    sizes.push({ height: scaled(height), width: scaled(width) });
-  }
-  return sizes;
 }
 
 /** Numbers of units to keep that are tried, descending, all of them first. */

@@ -132,7 +132,7 @@ const plansFile = v.array(v.pick(builtSchema, ["plan", "predictedLatencyRatio"])
 
 const scoreFile = v.object({
   /** Null where a picture was never held back, which JSON has no other number for. */
-  likelihoods: v.array(v.nullable(v.number())),
+  hits: v.array(v.nullable(v.number())),
   labels: v.array(v.number()),
 });
 
@@ -178,8 +178,8 @@ class Run {
     const features = await this.#trainingFeatures();
     await this.#writeHead(0, await this.#fit(features));
     if (!this.#searches()) return;
-    const { likelihoods, labels } = await this.#score(features);
-    await writeJsonAtomic(this.#work("dense-score.json"), { likelihoods, labels });
+    const { hits, labels } = await this.#score(features);
+    await writeJsonAtomic(this.#work("dense-score.json"), { hits, labels });
   }
 
   /** Lists the plans to build: the stated one, or those that a search tries. */
@@ -221,6 +221,7 @@ class Run {
       judge: async (graph, size) => {
         const other = await score(graph, size);
         const { points, standardError } = expectedDrop(dense, other);
+        log.debug({ size, points, standardError, loss: other.loss }, "a network judged");
         return { loss: other.loss, dropPoints: points + standardError };
       },
       table: await LatencyTable.open(latencyTablePath, thisMachine(spec.options), log),
@@ -371,8 +372,8 @@ class Run {
   /** Null where nothing could be held back. */
   async #dropOf(score: FeatureScore): Promise<ExpectedDrop | null> {
     const known = v.parse(scoreFile, await readJsonIfExists(this.#work("dense-score.json")));
-    const likelihoods = known.likelihoods.map((value) => value ?? Number.NaN);
-    const drop = expectedDrop({ likelihoods, labels: known.labels }, score);
+    const hits = known.hits.map((value) => value ?? Number.NaN);
+    const drop = expectedDrop({ hits, labels: known.labels }, score);
     return Number.isFinite(drop.points) ? drop : null;
   }
 

@@ -50,7 +50,7 @@ export interface Specialist {
   readonly engine: Engine;
   readonly network: Network;
   readonly preprocessing: Preprocessing;
-  /** Training pictures and their mirror images, class by class in turn. */
+  /** Training pictures, then their mirror images, class by class in turn. */
   readonly calibration: Calibration;
   /** As many pictures of ImageNet, one a class, and their mirror images. */
   genericCalibration(): Promise<Calibration>;
@@ -142,7 +142,8 @@ export async function openSpecialist(options: SpecialistOptions): Promise<Specia
     return rows;
   };
   const workDir = await mkdtemp(join(tmpdir(), "taco-bench-"));
-  const calibration = read(trainSamples.slice(0, calibrationPictures));
+  const plainFirst = [...trainSamples].sort((a, b) => Number(a.flipped) - Number(b.flipped));
+  const calibration = read(plainFirst.slice(0, calibrationPictures));
   const truths = heldOut.map(({ label }) => classes.indexOf(label));
   const judge = (logits: readonly ArrayLike<number>[]) => {
     const correct = logits.map((row, i) => largest(row) === truths[i]);

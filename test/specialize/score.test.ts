@@ -40,7 +40,7 @@ test("score: the standard error of a drop is what the mean scatters by over othe
   const draw = () => {
     const dense = labels.map(() => 0.9 + 0.05 * random.normal());
     const other = dense.map((value, i) => value - 0.02 * labels[i]! + 0.1 * random.normal());
-    return expectedDrop({ likelihoods: dense, labels }, { likelihoods: other, labels });
+    return expectedDrop({ hits: dense, labels }, { hits: other, labels });
   };
   const drops = Array.from({ length: 400 }, draw);
   const mean = drops.reduce((sum, { points }) => sum + points, 0) / drops.length;
@@ -53,8 +53,8 @@ test("score: the standard error of a drop is what the mean scatters by over othe
 });
 
 test("score: scores of other pictures are not compared", () => {
-  const one = { likelihoods: [0.5, 0.6], labels: [0, 1] };
-  assert.throws(() => expectedDrop(one, { likelihoods: [0.5, 0.6], labels: [1, 0] }), RangeError);
+  const one = { hits: [0.5, 0.6], labels: [0, 1] };
+  assert.throws(() => expectedDrop(one, { hits: [0.5, 0.6], labels: [1, 0] }), RangeError);
 });
 
 test("score: one burst a class leaves nothing to judge on, and no number is made up", async () => {

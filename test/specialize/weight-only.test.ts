@@ -149,7 +149,10 @@ test("weight-only: zeros and codes in one pass; pruned weights stay exactly zero
   const patterns = new Map(["b", "d"].map((name) => [name, half]));
   const { graph, reports } = await storeWeights(dense, { ...environment(), bits: 4, patterns });
   const plain = await storeWeights(dense, { ...environment(), bits: 4 });
-  assert.ok(writeGraph(graph).length < 0.95 * writeGraph(plain.graph).length, "zeros take no codes");
+  assert.ok(
+    writeGraph(graph).length < 0.95 * writeGraph(plain.graph).length,
+    "zeros take no codes",
+  );
   const missing = countParameters(plain.graph).nonzero - countParameters(graph).nonzero;
   assert.ok(missing > 0.35 * (64 * 288 + 32 * 64), `${missing} zeros`);
   const b = reports.find(({ name }) => name === "b")!;

@@ -1,0 +1,393 @@
+import type { Measure } from "../aim.ts";
+import type { FrontLimit } from "../compress/budget.ts";
+import { messageOf } from "../errors.ts";
+import { type Graph, writeGraph } from "../onnx/graph.ts";
+import { countParameters } from "../onnx/initializers.ts";
+import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
+import type { LatencyTable } from "../runtime/latency-table.ts";
+import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
+import type { CompressEnvironment, PassResult, Refusal } from "./environment.ts";
+import { compareLatency } from "./graph-latency.ts";
+import { integerForm } from "./integer-form.ts";
+import {
+  type LatencyModel,
+  openLatencyModel,
+  type PictureSize,
+  wholeLatencies,
+} from "./latency-model.ts";
+import { atInputSize, type InputSize } from "./pipeline.ts";
+import { quantizeNetwork } from "./quantize-network.ts";
+import type { Judgment } from "./search-space.ts";
+import { type Simplification, simplifies, simplifyNetwork } from "./simplify-network.ts";
+import { storeWeights } from "./weight-only.ts";
+
+/** What settings are made from. */
+export interface SettingOptions {
+  /** Normalized network from the picture to its features or logits, for `size`. */
+  readonly dense: Graph;
+  readonly size: PictureSize;
+  /** The environment with the calibration pictures at a size; null: the network's own. */
+  readonly environmentAt: (size: InputSize) => Promise<CompressEnvironment>;
+  /** Judges a network that takes pictures of a size, on pictures that no pass is fitted to. */
+  readonly judge: (graph: Graph, size: InputSize) => Promise<Judgment>;
+  readonly table: LatencyTable;
+  /** Parameters that the result has beside those of `dense`: its new head. */
+  readonly restParameters: number;
+}
+
+/** What a search knows and is told meanwhile. */
+export interface SettingContext {
+  readonly limit: FrontLimit;
+  /** Milliseconds until the search should end. */
+  readonly timeLeft: () => number;
+  readonly refuse: (refusal: Refusal) => void;
+}
+
+/** A setting of the coarse levers, and what it costs and loses by itself. */
+export interface Coarse {
+  readonly size: InputSize;
+  readonly simplification: Simplification;
+  readonly int8: boolean;
+  readonly weightBits: CompressionPlan["weightBits"];
+  /** The network before its weights are rounded. */
+  readonly graph: Graph;
+  /** Whether its fine levers are zeros; else channels and heads. */
+  readonly zeros: boolean;
+  /** Latency over the dense network's, non-zero weights, or bytes. */
+  readonly cost: number;
+  readonly judgment: Judgment;
+  /** Points that rounding costs beside all else. */
+  readonly roundingDrop: number;
+  /** What networks cost that are made of `graph`, once all else of the setting is done to them. */
+  readonly costOf: (graphs: readonly Graph[]) => Promise<number[]>;
+}
+
+/** Picture sizes are multiples of this: what five halvings or patches of 16 and 32 divide. */
+const SIZE_STEP = 32;
+/** Smaller pictures than this share of the own size are not tried, nor any below MIN_SIZE. */
+const LEAST_SIZE = 0.5;
+const MIN_SIZE = 96;
+/** Integers must make the network at least this much faster to be tried. */
+const LEAST_GAIN = 1.1;
+/** Share of the drop allowed by which settings may differ and count as alike. */
+const NOISE = 0.1;
+/** Bytes of one weight. */
+const FLOAT_BYTES = 4;
+
+/**
+ * The settings of all levers that are gone through one by one: picture size, cheaper functions and
+ * integers where latency counts, integers and few bits where bytes do. The dense network's own is
+ * the first.
+ */
+export function coarseSettings(
+  measure: Measure,
+  options: SettingOptions,
+  context: SettingContext,
+): Promise<Coarse[]> {
+  switch (measure) {
+    case "latency":
+      return latencySettings(options, context);
+    case "nonzero":
+      return nonzeroSettings(options);
+    case "bytes":
+      return bytesSettings(options, context);
+  }
+}
+
+/** The plan of a setting, before any fine lever. */
+export function planOfSetting({ size, int8, weightBits, simplification }: Coarse): CompressionPlan {
+  const { activations, gates } = simplification;
+  const cheaper = activations !== "keep" || gates !== "keep";
+  const changed = size !== null || int8 || weightBits !== null || cheaper;
+  if (!changed) return NO_CHANGE;
+  return { ...NO_CHANGE, inputSize: size, activations, gates, int8, weightBits };
+}
+
+/** A setting with all levers at rest but those stated. */
+function setting(
+  parts: Pick<Coarse, "graph" | "judgment" | "cost" | "costOf"> & Partial<Coarse>,
+): Coarse {
+  const { activations, gates } = NO_CHANGE;
+  return {
+    size: null,
+    simplification: { activations, gates },
+    int8: false,
+    weightBits: null,
+    zeros: false,
+    roundingDrop: 0,
+    ...parts,
+  };
+}
+
+/** What may be lost. */
+function mostDrop({ limit }: SettingContext): number {
+  return "maxDrop" in limit ? limit.maxDrop : Number.POSITIVE_INFINITY;
+}
+
+/** Square and other sizes of the same shape, largest first. */
+export function smallerSizes({ height, width }: PictureSize): PictureSize[] {
+  const sizes: PictureSize[] = [];
+  const short = Math.min(height, width);
+  const least = Math.max(MIN_SIZE, LEAST_SIZE * short);
+  const largest = SIZE_STEP * (Math.ceil(short / SIZE_STEP) - 1);
+  for (let side = largest; side >= least; side -= SIZE_STEP) {
+    const scaled = (length: number) => SIZE_STEP * Math.round((length * side) / short / SIZE_STEP);
+    sizes.push({ height: scaled(height), width: scaled(width) });
+  }
+  return sizes;
+}
+
+/** A network that settings of size and integers start from. */
+interface Base {
+  /** At the own size. */
+  readonly graph: Graph;
+  readonly simplification: Simplification;
+  readonly judgment: Judgment;
+  /** Points that integers cost, and their latency over that of a wholly integer form; or none. */
+  readonly integers: { readonly drop: number; readonly slowdown: number } | null;
+}
+
+/** One base at one size. */
+interface Form {
+  readonly base: Base;
+  readonly size: InputSize;
+  readonly graph: Graph;
+  readonly int8: boolean;
+}
+
+/** Timed in the place of a network that integers would be made of. */
+const INTEGERS = { name: "int8", of: integerForm };
+/** Cheaper functions that are tried, the cheapest first. */
+const SIMPLIFICATIONS: readonly Simplification[] = [
+  { activations: "relu", gates: "fold" },
+  { activations: "relu", gates: "keep" },
+  { activations: "keep", gates: "fold" },
+];
+
+function pixelsOf({ size }: Form): number {
+  return size === null ? Number.POSITIVE_INFINITY : size.height * size.width;
+}
+
+/** Whether every part of a simplification finds something to change. */
+function changesAll(graph: Graph, { activations, gates }: Simplification): boolean {
+  const swishes = simplifies(graph, { activations, gates: "keep" });
+  const folds = simplifies(graph, { activations: "keep", gates });
+  return (swishes || activations === "keep") && (folds || gates === "keep");
+}
+
+/**
+ * Every simplification at every size, in float and in integers: all are timed whole; what is
+ * slower than another that loses no more, or smaller than what already loses too much, is not
+ * judged.
+ */
+async function latencySettings(
+  options: SettingOptions,
+  context: SettingContext,
+): Promise<Coarse[]> {
+  const bases = await openBases(options, context);
+  const forms = bases.flatMap((base) =>
+    [null, ...smallerSizes(options.size)].flatMap((size): Form[] => {
+      const graph = resized(base.graph, size, context);
+      if (graph === undefined) return [];
+      const float: Form = { base, size, graph, int8: false };
+      return base.integers ? [float, { ...float, int8: true }] : [float];
+    }),
+  );
+  const times = await timeForms(forms, options);
+  const whole = times[0]!;
+  const settings: Coarse[] = [];
+  const judged = new Map(bases.map(({ graph, judgment }) => [graph, judgment]));
+  const latest = new Map(bases.map((base) => [base, base.judgment]));
+  // The own size of all first: it shows which bases need not be tried at smaller ones.
+  const order = [...forms.keys()].sort((a, b) => pixelsOf(forms[b]!) - pixelsOf(forms[a]!));
+  for (const at of order) {
+    const form = forms[at]!;
+    const cost = (form.int8 ? form.base.integers!.slowdown : 1) * (times[at]! / whole);
+    // Smaller pictures only lose more.
+    if (beaten(settings, cost, latest.get(form.base)!, context)) continue;
+    if (context.timeLeft() <= 0) break;
+    const known = judged.get(form.graph);
+    const judgment = known ?? (await options.judge(form.graph, form.size));
+    judged.set(form.graph, judgment);
+    latest.set(form.base, judgment);
+    if (judgment.dropPoints > mostDrop(context)) continue;
+    settings.push(timedSetting(form, judgment, cost, whole, options));
+  }
+  return settings;
+}
+
+/** Milliseconds of each form as a whole. */
+async function timeForms(forms: readonly Form[], options: SettingOptions): Promise<number[]> {
+  const { engine, signal } = await options.environmentAt(null);
+  const networks = forms.map(({ graph, size, int8 }) => ({
+    graph,
+    size: size ?? options.size,
+    variant: int8 ? INTEGERS : undefined,
+  }));
+  return wholeLatencies(networks, { engine, signal, table: options.table });
+}
+
+/** Whether something at least as fast loses no more than what loses at least so much. */
+function beaten(
+  settings: readonly Coarse[],
+  cost: number,
+  atLeast: Judgment,
+  context: SettingContext,
+): boolean {
+  const most = mostDrop(context);
+  if (atLeast.dropPoints > most) return true;
+  const noise = Number.isFinite(most) ? most * NOISE : 0;
+  return settings.some(
+    (other) => other.cost <= cost && other.judgment.dropPoints <= atLeast.dropPoints + noise,
+  );
+}
+
+/** @param cost latency over the dense network's, @param wholeMs which takes so long. */
+function timedSetting(
+  { base, size, graph, int8 }: Form,
+  float: Judgment,
+  cost: number,
+  wholeMs: number,
+  options: SettingOptions,
+): Coarse {
+  const { slowdown, drop } = (int8 ? base.integers : null) ?? { slowdown: 1, drop: 0 };
+  let model: Promise<LatencyModel> | undefined;
+  return setting({
+    size,
+    graph,
+    int8,
+    simplification: base.simplification,
+    judgment: { ...float, dropPoints: float.dropPoints + drop },
+    roundingDrop: drop,
+    cost,
+    costOf: async (graphs) => {
+      // Its blocks are timed only where something is built of them.
+      model ??= modelOf(graph, size, int8, options);
+      return (await (await model).predict(graphs)).map((ms) => (slowdown * ms) / wholeMs);
+    },
+  });
+}
+
+async function modelOf(
+  graph: Graph,
+  size: InputSize,
+  int8: boolean,
+  options: SettingOptions,
+): Promise<LatencyModel> {
+  const { engine, signal } = await options.environmentAt(size);
+  const shared = { engine, table: options.table, signal };
+  const variant = int8 ? INTEGERS : undefined;
+  return openLatencyModel(graph, size ?? options.size, { ...shared, variant });
+}
+
+/** The network with its own functions, and with cheaper ones where they do not lose too much. */
+async function openBases(options: SettingOptions, context: SettingContext): Promise<Base[]> {
+  const { dense, judge } = options;
+  const environment = await options.environmentAt(null);
+  const { activations, gates } = NO_CHANGE;
+  const open = async (graph: Graph, simplification: Simplification): Promise<Base | null> => {
+    const judgment = await judge(graph, null);
+    if (judgment.dropPoints > mostDrop(context)) return null;
+    const integers = await judgeIntegers(graph, judgment, options, context);
+    return { graph, simplification, judgment, integers };
+  };
+  const bases = [await open(dense, { activations, gates })];
+  for (const simplification of SIMPLIFICATIONS) {
+    if (context.timeLeft() <= 0 || !changesAll(dense, simplification)) continue;
+    // Gates alone are worth a look only where swishes have to stay.
+    const relus = bases.some((base) => base?.simplification.activations === "relu");
+    if (simplification.activations === "keep" && relus) continue;
+    const { graph } = await simplifyNetwork(dense, { ...environment, ...simplification });
+    bases.push(await open(graph, simplification));
+  }
+  return bases.filter((base) => base !== null);
+}
+
+/** The network at another size; undefined where it cannot take it. */
+function resized(graph: Graph, size: InputSize, { refuse }: SettingContext): Graph | undefined {
+  try {
+    return atInputSize(graph, size);
+  } catch (error) {
+    refuse({ name: `${size?.width}×${size?.height}`, reason: messageOf(error) });
+    return undefined;
+  }
+}
+
+/** What integers gain and cost on a network that is otherwise left as it is; null: no use. */
+async function judgeIntegers(
+  graph: Graph,
+  float: Judgment,
+  options: SettingOptions,
+  { refuse }: SettingContext,
+): Promise<Base["integers"]> {
+  const environment = await options.environmentAt(null);
+  const { engine, signal } = environment;
+  try {
+    const { graph: quantized } = await quantizeNetwork(graph, environment);
+    const forms = [graph, integerForm(graph), quantized];
+    const timed = forms.map((each) => ({ graph: each, ...options.size }));
+    const [floatMs, formMs, ms] = await compareLatency(timed, 1, engine, signal);
+    if (floatMs! / ms! < LEAST_GAIN) {
+      const reason = `integers make it ${(floatMs! / ms!).toFixed(2)} times as fast`;
+      refuse({ name: "int8", reason });
+      return null;
+    }
+    const judgment = await options.judge(quantized, null);
+    const drop = Math.max(0, judgment.dropPoints - float.dropPoints);
+    return { drop, slowdown: ms! / formMs! };
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    refuse({ name: "int8", reason: error.message });
+    return null;
+  }
+}
+
+async function nonzeroSettings({ dense, restParameters, judge }: SettingOptions) {
+  const costOf = (graphs: readonly Graph[]) =>
+    Promise.resolve(graphs.map((graph) => countParameters(graph).nonzero + restParameters));
+  const [cost] = await costOf([dense]);
+  const judgment = await judge(dense, null);
+  return [setting({ graph: dense, zeros: true, judgment, cost: cost!, costOf })];
+}
+
+async function bytesSettings(options: SettingOptions, context: SettingContext): Promise<Coarse[]> {
+  const { dense, restParameters, judge } = options;
+  const rest = FLOAT_BYTES * restParameters;
+  const judgment = await judge(dense, null);
+  const inFloat = (graphs: readonly Graph[]) =>
+    Promise.resolve(graphs.map((graph) => writeGraph(toSparseInitializers(graph)).length + rest));
+  const [cost = 0] = await inFloat([dense]);
+  const settings = [
+    setting({ graph: dense, judgment, cost, costOf: inFloat }),
+    setting({ graph: dense, zeros: true, judgment, cost, costOf: inFloat }),
+  ];
+  const rounded = async (
+    what: Partial<Pick<Coarse, "int8" | "weightBits">>,
+    round: (environment: CompressEnvironment) => Promise<PassResult>,
+  ): Promise<void> => {
+    if (context.timeLeft() <= 0) return;
+    const { graph } = await round(await options.environmentAt(null));
+    const after = await judge(graph, null);
+    const saved = cost - writeGraph(graph).length - rest;
+    const share = saved / (FLOAT_BYTES * countParameters(dense).parameters);
+    const costOf = async (graphs: readonly Graph[]) =>
+      (await inFloat(graphs)).map(
+        (bytes, i) => bytes - share * FLOAT_BYTES * countParameters(graphs[i]!).parameters,
+      );
+    const roundingDrop = Math.max(0, after.dropPoints - judgment.dropPoints);
+    const parts = { judgment: after, roundingDrop, cost: cost - saved, costOf };
+    settings.push(setting({ graph: dense, ...what, ...parts }));
+  };
+  try {
+    await rounded({ int8: true }, (environment) => quantizeNetwork(dense, environment));
+    for (const bits of [4, 3] as const) {
+      await rounded({ weightBits: bits }, (environment) =>
+        storeWeights(dense, { ...environment, bits }),
+      );
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    context.refuse({ name: "weights of few bits", reason: error.message });
+  }
+  return settings;
+}
