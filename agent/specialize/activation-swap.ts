@@ -12,28 +12,8 @@ import { integerForm } from "./integer-form.ts";
 import { compareOutputs, outputsOf } from "./output-difference.ts";
 import { refitNetwork } from "./refit-network.ts";
 
-/** How {@link swapActivations} works. */
-export interface SwapOptions extends CompressEnvironment {
-  readonly replacement: SwishReplacement;
-}
-
 /** What takes the place of each swish, by the value that it makes. */
 type Replacements = ReadonlyMap<string, SwishReplacement>;
-
-/**
- * Puts a cheaper function in the place of a network's swishes and fits every layer, from the
- * picture on, to what the dense network has at its place: linear layers alone make up for nearly
- * all of it, though nothing is trained. Integer kernels cut at zero for free (a swish costs them
- * two more passes over the values), and float ones in the convolution itself.
- *
- * @param dense normalized network from the picture to its features or logits; one without swish
- *   comes back as it is.
- */
-export function swapActivations(dense: Graph, options: SwapOptions): Promise<PassResult> {
-  const sites = findSwishes(dense).map(({ output }) => [output, options.replacement] as const);
-  if (sites.length === 0) return Promise.resolve({ graph: dense, reports: [], refused: [] });
-  return fitReplacements(dense, new Map(sites), options);
-}
 
 /** How {@link swapForIntegers} works. */
 export interface IntegerSwapOptions extends CompressEnvironment {
@@ -52,7 +32,7 @@ const TRIAL_BATCHES = 4;
 /**
  * Puts functions that integers compute fast in the place of a network's swishes: hard-swishes, a
  * cut and a product, and where the error allows it ReLUs, which are free. All layers are fitted to
- * the change ({@link swapActivations}): first with hard-swishes alone, whose measured error tells
+ * the change, as `simplifyNetwork` does: first with hard-swishes alone, whose measured error tells
  * how much those of ReLUs will weigh; then with ReLUs at the sites where they save most values for
  * the error expected. Swishes of squeeze-excite gates, of a single value a channel, stay.
  *

@@ -168,6 +168,12 @@ function pixelsOf({ size }: Form): number {
   return size === null ? Number.POSITIVE_INFINITY : size.height * size.width;
 }
 
+/** The environment with half of the calibration pictures. */
+function firstHalf(environment: CompressEnvironment): CompressEnvironment {
+  const { batches, read } = environment.calibration;
+  return { ...environment, calibration: { batches: Math.ceil(batches / 2), read } };
+}
+
 /** Whether every part of a simplification finds something to change. */
 function changesAll(graph: Graph, { activations, gates }: Simplification): boolean {
   const swishes = simplifies(graph, { activations, gates: "keep" });
@@ -205,8 +211,8 @@ async function latencySettings(
     const cost = (form.int8 ? form.base.integers!.slowdown : 1) * (times[at]! / whole);
     // Smaller pictures only lose more.
     if (beaten(settings, cost, latest.get(form.base)!, context)) continue;
-    if (context.timeLeft() <= 0) break;
     const known = judged.get(form.graph);
+    if (known === undefined && context.timeLeft() <= 0) continue;
     const judgment = known ?? (await options.judge(form.graph, form.size));
     judged.set(form.graph, judgment);
     latest.set(form.base, judgment);
@@ -288,7 +294,9 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
   const open = async (graph: Graph, simplification: Simplification): Promise<Base | null> => {
     const judgment = await judge(graph, null);
     if (judgment.dropPoints > mostDrop(context)) return null;
-    const integers = await judgeIntegers(graph, judgment, options, context);
+    // Integers are held up at every swish; with ReLUs they are looked at in any case.
+    const swishes = simplifies(graph, { activations: "relu", gates: "keep" });
+    const integers = swishes ? null : await judgeIntegers(graph, judgment, options, context);
     return { graph, simplification, judgment, integers };
   };
   const bases = [await open(dense, { activations, gates })];
@@ -297,7 +305,9 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
     // Gates alone are worth a look only where swishes have to stay.
     const relus = bases.some((base) => base?.simplification.activations === "relu");
     if (simplification.activations === "keep" && relus) continue;
-    const { graph } = await simplifyNetwork(dense, { ...environment, ...simplification });
+    // What is built in the end is fitted to all pictures; this is to be judged only.
+    const half = firstHalf(environment);
+    const { graph } = await simplifyNetwork(dense, { ...half, ...simplification });
     bases.push(await open(graph, simplification));
   }
   return bases.filter((base) => base !== null);
@@ -323,7 +333,7 @@ async function judgeIntegers(
   const environment = await options.environmentAt(null);
   const { engine, signal } = environment;
   try {
-    const { graph: quantized } = await quantizeNetwork(graph, environment);
+    const { graph: quantized } = await quantizeNetwork(graph, firstHalf(environment));
     const forms = [graph, integerForm(graph), quantized];
     const timed = forms.map((each) => ({ graph: each, ...options.size }));
     const [floatMs, formMs, ms] = await compareLatency(timed, 1, engine, signal);

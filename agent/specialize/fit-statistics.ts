@@ -41,11 +41,13 @@ interface FitTaps {
  * the taps.
  *
  * @param steps one a target: every `step`-th output position on each axis.
+ * @param strides one a target: every `stride`-th batch is taken up.
  */
 export function tapTargets(
   graph: Graph,
   targets: readonly FitTarget[],
   steps: readonly number[],
+  strides: readonly number[],
   gemm: Gemm,
 ): FitTaps {
   const both = [...targets.map(({ layer }) => layer), ...targets.map(reader)];
@@ -55,13 +57,17 @@ export function tapTargets(
   const collectors = targets.map(({ layer }, i) => ({
     inputs: samples[i]!.rowsName,
     targets: samples[i + targets.length]!.rowsName,
+    stride: strides[i]!,
     to: new FitCollector(layer, gemm),
   }));
+  let batches = 0;
   return {
     graph: tapped,
     feeds: (batch) => startFeeds([...starts.values()], batch),
     take: async (outputs) => {
+      const batch = batches++;
       for (const collector of collectors) {
+        if (batch % collector.stride !== 0) continue;
         const X = floats(outputs, collector.inputs).data;
         await collector.to.add(X, floats(outputs, collector.targets).data);
       }

@@ -36,7 +36,7 @@ export interface PictureCount {
  */
 const ROWS_A_COLUMN = 16;
 const FEWEST_ROWS = 8192;
-const FEWEST_ROWS_OF_GROUP = 2048;
+const FEWEST_ROWS_OF_GROUP = 1024;
 /** Fewest pictures, where there are so many: what differs between pictures must not be missed. */
 const FEWEST_PICTURES = 128;
 
@@ -52,12 +52,7 @@ export function planSampling(
   count: PictureCount,
   all: boolean,
 ): Sampling[] {
-  const wanted = layers.map(({ groups, inFeaturesPerGroup: cols }) =>
-    // Many groups are many small systems: each is well determined by less, and all cost the same.
-    groups === 1
-      ? Math.max(FEWEST_ROWS, ROWS_A_COLUMN * cols)
-      : Math.max(FEWEST_ROWS_OF_GROUP, 4 * ROWS_A_COLUMN * cols),
-  );
+  const wanted = layers.map(wantedRows);
   const needed = layers.map((layer, i) => {
     const each = positions(layer);
     // Where a picture gives a few vectors only, as behind a pooling, they are all independent.
@@ -72,6 +67,14 @@ export function planSampling(
     const step = Math.floor(layer.opType === "Conv" ? Math.sqrt(surplus) : surplus);
     return { step: Math.min(step, longestStep(layer, positions(layer))), batches };
   });
+}
+
+/** Sampled positions that a layer's statistics should have at least. */
+export function wantedRows({ groups, inFeaturesPerGroup: cols }: PrunableLayer): number {
+  // Many groups are many small systems: each is well determined by less, and all cost the same.
+  return groups === 1
+    ? Math.max(FEWEST_ROWS, ROWS_A_COLUMN * cols)
+    : Math.max(FEWEST_ROWS_OF_GROUP, 2 * ROWS_A_COLUMN * cols);
 }
 
 /** No step may pass over a whole axis; the axes of a map are about equally long. */
@@ -175,8 +178,11 @@ export function addProducts(
   for (let at = from; at < rows.length; at += width) {
     for (let i = 0; i < cols; i++) {
       const value = rows[at + i]!;
-      for (let j = 0; j < cols; j++) sums[i * cols + j]! += value * rows[at + j]!;
+      for (let j = 0; j <= i; j++) sums[i * cols + j]! += value * rows[at + j]!;
     }
+  }
+  for (let i = 0; i < cols; i++) {
+    for (let j = 0; j < i; j++) sums[j * cols + i] = sums[i * cols + j]!;
   }
   products.set(sums);
 }

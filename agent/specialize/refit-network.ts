@@ -16,6 +16,7 @@ import { findResidualBlocks } from "../onnx/residual-blocks.ts";
 import { sideBySide } from "../onnx/side-by-side.ts";
 import { extractSubgraph, withOnlyOutputs } from "../onnx/subgraph.ts";
 import { int64Tensor, type Tensor } from "../onnx/tensor.ts";
+import type { TensorValue } from "../runtime/session.ts";
 import {
   advance,
   type Border,
@@ -34,6 +35,7 @@ import {
   type PictureCount,
   planSampling,
   positionsOf,
+  wantedRows,
 } from "./layer-grams.ts";
 import { cutSegments, type Segment } from "./segments.ts";
 
@@ -58,6 +60,9 @@ export interface RefittedNetwork {
   /** ‖Ŵx′ − y‖² / ‖y‖², means taken off where there is a bias, by layer name. */
   readonly losses: ReadonlyMap<string, number>;
 }
+
+/** Batches that a layer's statistics are of at least, where there are so many. */
+const FEWEST_BATCHES = 8;
 
 /** Stands before every value of the dense network where both are in one graph. */
 const DENSE = "taco_dense/";
@@ -192,13 +197,25 @@ async function collectWave(
 ): Promise<FitStatistics[]> {
   const { dense, options, positions, count } = work;
   const { graph: both, targets } = withTargets(dense, graph, segment, wave, options);
-  const steps = planSampling(wave, positions, count, true).map(({ step }) => step);
-  const taps = tapTargets(both, targets, steps, options.engine.gemm);
+  const samplings = planSampling(wave, positions, count, false);
+  const steps = samplings.map(({ step }) => step);
+  const { batches } = samplings[0]!;
+  // A step is no longer than a map allows; what is still too much for small groups is left out.
+  const strides = wave.map((layer, i) => {
+    const pictures = (count.pictures * batches.length) / count.batches;
+    const rows = (positions(layer) / steps[i]! ** 2) * pictures;
+    const most = Math.max(1, Math.floor(batches.length / FEWEST_BATCHES));
+    return layer.groups === 1
+      ? 1
+      : Math.min(most, Math.max(1, Math.floor(rows / wantedRows(layer))));
+  });
+  const taps = tapTargets(both, targets, steps, strides, options.engine.gemm);
   const feeds = async (batch: number) => ({
     ...taps.feeds(batch),
     [DENSE + segment.inputName]: await readBorder(borders.dense, batch, options),
   });
-  await sweep(taps.graph, borders.own, options, (_, outputs) => taps.take(outputs), { feeds });
+  const take = (_: number, outputs: Readonly<Record<string, TensorValue>>) => taps.take(outputs);
+  await sweep(taps.graph, borders.own, options, take, { batches, feeds });
   return taps.finish();
 }
 

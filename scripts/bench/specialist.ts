@@ -10,7 +10,11 @@ import { type Preprocessing, preprocessingAt } from "../../agent/model.ts";
 import type { Graph } from "../../agent/onnx/graph.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
-import { fitHead, type SpecialistHead } from "../../agent/specialize/fit-head.ts";
+import {
+  fitHead,
+  type SpecialistHead,
+  type TrainingFeatures,
+} from "../../agent/specialize/fit-head.ts";
 import { loadNetwork, type Network } from "../../agent/specialize/network.ts";
 import { splitByShots } from "../../agent/specialize/split.ts";
 
@@ -55,6 +59,8 @@ export interface Specialist {
   /** As many pictures of ImageNet, one a class, and their mirror images. */
   genericCalibration(): Promise<Calibration>;
   environment(overrides?: Partial<CompressEnvironment>): CompressEnvironment;
+  /** Features of the training pictures, without their mirror images. */
+  trainingFeatures(backbone: Graph): Promise<TrainingFeatures>;
   /** @param backbone from the picture to `[N, features]`. */
   evaluate(backbone: Graph): Promise<Judged>;
   /** Judges ready-made features → logits: a graph from the picture to `[N, classes]`. */
@@ -141,6 +147,21 @@ export async function openSpecialist(options: SpecialistOptions): Promise<Specia
     }
     return rows;
   };
+  const trainingFeatures = async (backbone: Graph, mirrored: boolean) => {
+    const samples = mirrored ? trainSamples : trainSamples.filter(({ flipped }) => !flipped);
+    const rows = await run(backbone, read(samples));
+    const inputs = rows[0]!.length;
+    const features = new Float32Array(rows.length * inputs);
+    for (const [i, row] of rows.entries()) features.set(row, i * inputs);
+    const pictures = mirrored ? train.flatMap((picture) => [picture, picture]) : train;
+    return {
+      features,
+      inputs,
+      labels: pictures.map(({ label }) => classes.indexOf(label)),
+      bursts: pictures.map(({ burst }) => burst),
+      classes: classes.length,
+    };
+  };
   const workDir = await mkdtemp(join(tmpdir(), "taco-bench-"));
   const plainFirst = [...trainSamples].sort((a, b) => Number(a.flipped) - Number(b.flipped));
   const calibration = read(plainFirst.slice(0, calibrationPictures));
@@ -172,24 +193,13 @@ export async function openSpecialist(options: SpecialistOptions): Promise<Specia
       signal: new AbortController().signal,
       ...overrides,
     }),
+    trainingFeatures: (backbone) => trainingFeatures(backbone, false),
     evaluate: async (backbone) => {
-      const features = await run(backbone, read(trainSamples));
-      const inputs = features[0]!.length;
-      const matrix = new Float32Array(features.length * inputs);
-      features.forEach((row, i) => {
-        matrix.set(row, i * inputs);
+      const head = await fitHead(await trainingFeatures(backbone, true), null, {
+        seed,
+        gemm: engine.gemm,
+        signal: new AbortController().signal,
       });
-      const head = await fitHead(
-        {
-          features: matrix,
-          inputs,
-          labels: train.flatMap(({ label }) => [classes.indexOf(label), classes.indexOf(label)]),
-          bursts: train.flatMap(({ burst }) => [burst, burst]),
-          classes: classes.length,
-        },
-        null,
-        { seed, gemm: engine.gemm, signal: new AbortController().signal },
-      );
       const rows = await run(backbone, read(heldOutSamples));
       return { ...judge(rows.map((row) => logitsOf(head, row))), head };
     },

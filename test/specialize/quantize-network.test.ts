@@ -9,7 +9,7 @@ import { replaceSwish } from "../../agent/onnx/activations.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../../agent/onnx/graph.ts";
 import { DataType, floatTensor, toFloat32 } from "../../agent/onnx/tensor.ts";
-import { swapActivations, swapForIntegers } from "../../agent/specialize/activation-swap.ts";
+import { swapForIntegers } from "../../agent/specialize/activation-swap.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
@@ -269,19 +269,4 @@ test("activation-swap: for integers, hard-swish and the ReLUs that the error all
   const slow = deviceWith(({ nodes }) => (nodes.some(({ opType }) => opType === "Clip") ? 2 : 1));
   const even = { ...options, engine: slow };
   assert.equal((await swapForIntegers(dense, even)).graph, dense, "nothing is gained here");
-});
-
-test("activation-swap: layers fitted behind ReLUs come much closer than ReLUs alone", async () => {
-  const dense = network();
-  const options = { ...environment(pictures(8)), replacement: "relu" as const };
-  const { graph, reports } = await swapActivations(dense, options);
-  assert.equal(graph.nodes.filter(({ opType }) => opType === "Relu").length, 3);
-  assert.ok(reports.length >= 4);
-  const held = { batches: 1, read: () => pictures(12).read(11) };
-  const fitted = await errorOf(dense, graph, held);
-  const alone = await errorOf(dense, replaceSwish(dense, "relu"), held);
-  assert.ok(fitted < alone / 4, `${fitted} of ${alone}`);
-  const nothing = await swapActivations(graph, options);
-  assert.equal(nothing.graph, graph);
-  assert.deepEqual(nothing.reports, []);
 });
