@@ -5,6 +5,7 @@ import { type Graph, writeGraph } from "../onnx/graph.ts";
 import { countParameters } from "../onnx/initializers.ts";
 import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
 import type { LatencyTable } from "../runtime/latency-table.ts";
+import { swapForIntegers } from "./activation-swap.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import type { CompressEnvironment, PassResult, Refusal } from "./environment.ts";
 import { compareLatency } from "./graph-latency.ts";
@@ -143,6 +144,8 @@ interface Base {
   readonly graph: Graph;
   readonly simplification: Simplification;
   readonly judgment: Judgment;
+  /** Whether it is of use without integers too. */
+  readonly inFloat: boolean;
   /** Points that integers cost, and their latency over that of a wholly integer form; or none. */
   readonly integers: { readonly drop: number; readonly slowdown: number } | null;
 }
@@ -157,11 +160,11 @@ interface Form {
 
 /** Timed in the place of a network that integers would be made of. */
 const INTEGERS = { name: "int8", of: integerForm };
-/** Cheaper functions that are tried, the cheapest first. */
+/** Cheaper functions that are tried, with room for those that lose more. */
 const SIMPLIFICATIONS: readonly Simplification[] = [
-  { activations: "relu", gates: "fold" },
   { activations: "relu", gates: "keep" },
   { activations: "keep", gates: "fold" },
+  { activations: "relu", gates: "fold" },
 ];
 
 function pixelsOf({ size }: Form): number {
@@ -196,7 +199,8 @@ async function latencySettings(
       const graph = resized(base.graph, size, context);
       if (graph === undefined) return [];
       const float: Form = { base, size, graph, int8: false };
-      return base.integers ? [float, { ...float, int8: true }] : [float];
+      const integers: Form[] = base.integers ? [{ ...float, int8: true }] : [];
+      return base.inFloat ? [float, ...integers] : integers;
     }),
   );
   const times = await timeForms(forms, options);
@@ -286,31 +290,42 @@ async function modelOf(
   return openLatencyModel(graph, size ?? options.size, { ...shared, variant });
 }
 
-/** The network with its own functions, and with cheaper ones where they do not lose too much. */
+/**
+ * The network with its own functions, with those that integers compute fast, and with cheaper ones
+ * in float too, where they do not lose too much.
+ */
 async function openBases(options: SettingOptions, context: SettingContext): Promise<Base[]> {
   const { dense, judge } = options;
-  const environment = await options.environmentAt(null);
-  const { activations, gates } = NO_CHANGE;
-  const open = async (graph: Graph, simplification: Simplification): Promise<Base | null> => {
+  const half = firstHalf(await options.environmentAt(null));
+  const bases: Base[] = [];
+  const open = async (
+    graph: Graph,
+    simplification: Simplification,
+    use: { readonly inFloat: boolean; readonly inIntegers: boolean },
+  ): Promise<number> => {
     const judgment = await judge(graph, null);
-    if (judgment.dropPoints > mostDrop(context)) return null;
-    // Integers are held up at every swish; with ReLUs they are looked at in any case.
-    const swishes = simplifies(graph, { activations: "relu", gates: "keep" });
-    const integers = swishes ? null : await judgeIntegers(graph, judgment, options, context);
-    return { graph, simplification, judgment, integers };
+    if (judgment.dropPoints > mostDrop(context)) return judgment.dropPoints;
+    const { inFloat, inIntegers } = use;
+    const integers = inIntegers ? await judgeIntegers(graph, judgment, options, context) : null;
+    bases.push({ graph, simplification, judgment, inFloat, integers });
+    return judgment.dropPoints;
   };
-  const bases = [await open(dense, { activations, gates })];
+  const { activations, gates } = NO_CHANGE;
+  const kept = { activations, gates };
+  const swapped = (await swapForIntegers(dense, half)).graph;
+  await open(dense, kept, { inFloat: true, inIntegers: swapped === dense });
+  if (swapped !== dense) await open(swapped, kept, { inFloat: false, inIntegers: true });
+  const lost = { activations: 0, gates: 0 };
   for (const simplification of SIMPLIFICATIONS) {
     if (context.timeLeft() <= 0 || !changesAll(dense, simplification)) continue;
-    // Gates alone are worth a look only where swishes have to stay.
-    const relus = bases.some((base) => base?.simplification.activations === "relu");
-    if (simplification.activations === "keep" && relus) continue;
+    const both = simplification.activations !== "keep" && simplification.gates !== "keep";
+    if (both && lost.activations + lost.gates > mostDrop(context)) continue;
     // What is built in the end is fitted to all pictures; this is to be judged only.
-    const half = firstHalf(environment);
     const { graph } = await simplifyNetwork(dense, { ...half, ...simplification });
-    bases.push(await open(graph, simplification));
+    const drop = await open(graph, simplification, { inFloat: true, inIntegers: true });
+    lost[simplification.gates === "keep" ? "activations" : "gates"] = drop;
   }
-  return bases.filter((base) => base !== null);
+  return bases;
 }
 
 /** The network at another size; undefined where it cannot take it. */

@@ -2,6 +2,7 @@ import * as v from "valibot";
 import { type Aim, measureOf, printAim } from "../aim.ts";
 import { chooseFromFront, type FrontLimit } from "../compress/budget.ts";
 import { compressionPlanSchema } from "./compression-plan.ts";
+import { dropToCountOn } from "./score.ts";
 
 const count = v.pipe(v.number(), v.integer());
 
@@ -77,8 +78,7 @@ export function chooseForAim(
   const tradeoffs = points.map((point) => ({
     point,
     cost: measure === "latency" ? (point.latencyRatio ?? 1) : point[measure],
-    // A drop that nobody could judge is none that a limit on it may allow.
-    drop: dropToCountOn(point),
+    drop: dropOf(point),
   }));
   const limit = frontLimit(aim, generalistParameters);
   const found = chooseFromFront(tradeoffs, limit);
@@ -91,10 +91,10 @@ export function chooseForAim(
   };
 }
 
-/** The best of several looks better than it is, so that what is expected is not enough. */
-function dropToCountOn({ index, expectedDropPoints, dropStandardError }: FrontPoint): number {
+function dropOf({ index, expectedDropPoints, dropStandardError }: FrontPoint): number {
+  // A drop that nobody could judge is none that a limit on it may allow.
   if (expectedDropPoints === null) return index === 0 ? 0 : Number.POSITIVE_INFINITY;
-  return expectedDropPoints + (dropStandardError ?? 0);
+  return dropToCountOn({ points: expectedDropPoints, standardError: dropStandardError ?? 0 });
 }
 
 /** What an aim allows, on latency over the dense network's, non-zero weights or bytes. */

@@ -57,11 +57,19 @@ function hit(p: number): number {
 export interface ExpectedDrop {
   /** NaN where nothing could be held back. */
   readonly points: number;
-  /**
-   * Standard error of `points` over pictures. Whoever takes the best of many networks should count
-   * on it being lost too.
-   */
+  /** Standard error of `points` over pictures. */
   readonly standardError: number;
+}
+
+/** Standard errors by which the best of several networks looks better than it is, about. */
+const OPTIMISM = 0.5;
+
+/**
+ * Points to count on being lost by a network that is chosen among several. The gate judges it on
+ * held-out pictures after that, so that all of the uncertainty need not be counted here.
+ */
+export function dropToCountOn({ points, standardError }: ExpectedDrop): number {
+  return points + OPTIMISM * standardError;
 }
 
 /**

@@ -54,6 +54,10 @@ const SPARSITIES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
 /** From one target to the next, where the aim is the least cost. */
 const TARGET_STEP = 0.8;
 const EVALUATIONS = 40;
+/** Settings that lose more than this share of what is allowed come last. */
+const ROOM = 0.75;
+/** Share of a setting's cost that its fine levers are taken to leave at least. */
+const LEAST_LEFT = 0.6;
 /** Bytes of one weight. */
 const FLOAT_BYTES = 4;
 /** Bytes of one value and its index in a sparse initializer. */
@@ -167,7 +171,7 @@ class Search {
   #inOrder(coarse: readonly Coarse[]): Coarse[] {
     const limit = this.#limit;
     if ("maxDrop" in limit) {
-      const roomy = ({ judgment }: Coarse) => judgment.dropPoints <= limit.maxDrop / 2;
+      const roomy = ({ judgment }: Coarse) => judgment.dropPoints <= ROOM * limit.maxDrop;
       return [...coarse.filter(roomy), ...coarse.filter((setting) => !roomy(setting))];
     }
     const enough = coarse.filter(({ cost }) => cost <= limit.maxCost);
@@ -189,6 +193,8 @@ class Search {
       return;
     }
     if (setting.judgment.dropPoints > limit.maxDrop) return;
+    // Fine levers will not make up for so much.
+    if (LEAST_LEFT * setting.cost > this.#cheapestGood()) return;
     const space = await this.#space(setting);
     let good = setting.cost;
     let bad: number | undefined;

@@ -50,7 +50,13 @@ import type { CachedPicture, Sample } from "./picture-cache.ts";
 import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
 import { runPaths } from "./run.ts";
 import { decodePictures, RunPictures } from "./run-pictures.ts";
-import { type ExpectedDrop, expectedDrop, type FeatureScore, scoreFeatures } from "./score.ts";
+import {
+  dropToCountOn,
+  type ExpectedDrop,
+  expectedDrop,
+  type FeatureScore,
+  scoreFeatures,
+} from "./score.ts";
 import { searchPlans } from "./search.ts";
 import type { SearchedPlan } from "./search-space.ts";
 import { type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
@@ -222,7 +228,7 @@ class Run {
         const other = await score(graph, size);
         const { points, standardError } = expectedDrop(dense, other);
         log.debug({ size, points, standardError, loss: other.loss }, "a network judged");
-        return { loss: other.loss, dropPoints: points + standardError };
+        return { loss: other.loss, dropPoints: dropToCountOn({ points, standardError }) };
       },
       table: await LatencyTable.open(latencyTablePath, thisMachine(spec.options), log),
       parameters,
