@@ -320,7 +320,7 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
     if (context.timeLeft() <= 0 || !changesAll(dense, simplification)) continue;
     const both = simplification.activations !== "keep" && simplification.gates !== "keep";
     if (both && lost.activations + lost.gates > mostDrop(context)) continue;
-    // To all pictures: half of them would lose half a point more, and it would not be tried.
+    // To all pictures, as what is built in the end: fitted to fewer it looks worse than it is.
     const { graph } = await simplifyNetwork(dense, { ...environment, ...simplification });
     const drop = await open(graph, simplification, { inFloat: true, inIntegers: true });
     lost[simplification.gates === "keep" ? "activations" : "gates"] = drop;
