@@ -8,6 +8,7 @@ import type { LatencyTable } from "../runtime/latency-table.ts";
 import { swapForIntegers } from "./activation-swap.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import type { CompressEnvironment, PassResult, Refusal } from "./environment.ts";
+import { firstBatches } from "./float-fallback.ts";
 import { compareLatency } from "./graph-latency.ts";
 import { integerForm } from "./integer-form.ts";
 import {
@@ -173,8 +174,9 @@ function pixelsOf({ size }: Form): number {
 
 /** The environment with half of the calibration pictures. */
 function firstHalf(environment: CompressEnvironment): CompressEnvironment {
-  const { batches, read } = environment.calibration;
-  return { ...environment, calibration: { batches: Math.ceil(batches / 2), read } };
+  const { calibration } = environment;
+  const half = firstBatches(calibration, Math.ceil(calibration.batches / 2));
+  return { ...environment, calibration: half };
 }
 
 /** Whether every part of a simplification finds something to change. */
