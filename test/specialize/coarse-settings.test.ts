@@ -1,0 +1,116 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { createLogger } from "../../agent/log.ts";
+import { LatencyTable, thisMachine } from "../../agent/runtime/latency-table.ts";
+import { coarseSettings, planOfSetting } from "../../agent/specialize/coarse-settings.ts";
+import { NO_CHANGE } from "../../agent/specialize/compression-plan.ts";
+import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
+import type { Refusal } from "../../agent/specialize/environment.ts";
+import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
+import { gatedNetwork, pictures } from "./gated-network.helpers.ts";
+
+const LOG = createLogger("error");
+const CONFIG = { executionProviders: ["cpu"], intraOpThreads: 1 };
+let engine: Engine;
+let workDir: string;
+before(async () => {
+  engine = await createEngine({ ...CONFIG, log: LOG });
+  workDir = mkdtempSync(join(tmpdir(), "taco-settings-"));
+});
+after(async () => {
+  await engine.close();
+  rmSync(workDir, { recursive: true });
+});
+
+/** The engine of a device that takes two milliseconds more for every sigmoid. */
+function deviceSlowAtSigmoids(): Engine {
+  return {
+    ...engine,
+    open: async (graph) => {
+      const session = await engine.open(graph);
+      const least = 2 * graph.nodes.filter(({ opType }) => opType === "Sigmoid").length;
+      return {
+        run: (feeds) => {
+          for (const start = performance.now(); performance.now() < start + least; );
+          return session.run(feeds);
+        },
+        release: () => session.release(),
+      };
+    },
+  };
+}
+
+/** All settings of a small network with swishes and gates; what is lost is the outputs' error. */
+async function settingsFor(measure: "latency" | "bytes", maxDrop: number, msLeft = 60_000) {
+  const dense = gatedNetwork();
+  const { signal } = new AbortController();
+  const unseen = pictures(4, 9);
+  const wanted = await outputsOf(dense, unseen, engine, signal);
+  const refused: Refusal[] = [];
+  const start = performance.now();
+  const settings = await coarseSettings(
+    measure,
+    {
+      dense,
+      size: { height: 12, width: 12 },
+      environmentAt: () =>
+        Promise.resolve({
+          engine: deviceSlowAtSigmoids(),
+          calibration: pictures(8, 1),
+          workDir,
+          memoryBytes: 2 ** 20,
+          damping: 0.01,
+          onProgress: () => undefined,
+          signal,
+        }),
+      judge: async (graph) => {
+        const other = await outputsOf(graph, unseen, engine, signal);
+        const { relativeError } = compareOutputs(wanted, other);
+        return { loss: relativeError, dropPoints: 100 * relativeError };
+      },
+      table: await LatencyTable.open(null, thisMachine(CONFIG), LOG),
+      restParameters: 0,
+    },
+    {
+      limit: { maxDrop },
+      timeLeft: () => msLeft - (performance.now() - start),
+      refuse: (refusal) => refused.push(refusal),
+    },
+  );
+  return { settings, refused };
+}
+
+test("coarse-settings: the dense network comes first, and nothing loses more than allowed", async () => {
+  const { settings } = await settingsFor("latency", 60);
+  assert.equal(planOfSetting(settings[0]!), NO_CHANGE);
+  assert.equal(settings[0]!.cost, 1);
+  const floats = settings.filter(({ int8 }) => !int8);
+  for (const { judgment } of floats) assert.ok(judgment.dropPoints <= 60);
+  const relus = floats.find(({ simplification: { activations, gates } }) => {
+    return activations === "relu" && gates === "keep";
+  });
+  assert.ok(relus && relus.cost < 0.9, `${relus?.cost} of the dense latency`);
+  assert.equal(planOfSetting(relus).activations, "relu");
+});
+
+test("coarse-settings: with nothing to lose, cheaper functions are no settings", async () => {
+  const { settings } = await settingsFor("latency", 1e-6);
+  assert.ok(settings.every(({ simplification }) => simplification.activations === "keep"));
+  assert.ok(settings.every(({ simplification }) => simplification.gates === "keep"));
+});
+
+test("coarse-settings: without time left, what is known already is still there", async () => {
+  const { settings } = await settingsFor("latency", 60, 0);
+  assert.equal(planOfSetting(settings[0]!), NO_CHANGE);
+});
+
+test("coarse-settings: fewer bits take fewer bytes", async () => {
+  const { settings } = await settingsFor("bytes", 100);
+  const of = (bits: number) => settings.find(({ weightBits }) => weightBits === bits)!;
+  const float = settings.find(({ int8, weightBits }) => !int8 && weightBits === null)!;
+  assert.ok(of(4).cost < float.cost);
+  assert.ok(of(3).judgment.dropPoints >= of(4).judgment.dropPoints);
+});
