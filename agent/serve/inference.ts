@@ -535,8 +535,14 @@ export class Inference {
       try {
         modelDir = await this.#options.currentModelDir();
         const child = await this.#launch([modelDir]);
-        // A swap may have brought another one meanwhile.
-        if (this.#stopping || this.#live !== undefined) await child.close(CLOSE_MS);
+        // A swap may have brought another one meanwhile, which may have died again since: then the
+        // model that was current when this one was launched is so no more.
+        const isCurrent = await this.#options.currentModelDir().then(
+          (now) => now === modelDir,
+          // The next try says why it cannot be told.
+          () => false,
+        );
+        if (this.#stopping || this.#live !== undefined || !isCurrent) await child.close(CLOSE_MS);
         else this.#makeLive(child);
       } catch (error) {
         const code = error instanceof AgentError ? error.code : "INFERENCE_FAILED";

@@ -46,6 +46,23 @@ test("inference: gives up a picture on which every child dies, and only that one
   );
 });
 
+test("inference: a restart under way when another model becomes current does not serve the old one", async (t) => {
+  let dirs: string[] = [];
+  const { inference, registry, ids } = await station(t, [favoring(0), favoring(1)], {
+    currentModelDir: () => Promise.resolve(dirs.length > 1 ? dirs.shift()! : dirs[0]!),
+  });
+  const [old, next] = ids.map((id) => registry.folder(id));
+  dirs = [old!];
+  await inference.start();
+  // What the restart reads before it launches, and all that is read after.
+  dirs = [old!, next!];
+  process.kill(inference.status().pid!, "SIGKILL");
+  while (inference.status().restarts === 0 || inference.status().modelSha256 === null) {
+    await delay(5);
+  }
+  assert.equal(inference.status().modelSha256, ids[1]);
+});
+
 test("inference: kills and replaces a child that hangs", async (t) => {
   const { inference, pictures } = await station(t, [favoring(0)], { hangMs: 400 });
   await inference.start();
