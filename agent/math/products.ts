@@ -168,3 +168,21 @@ export function checkLength(name: string, data: ArrayLike<unknown>, expected: nu
     throw new RangeError(`${name}: expected ${expected} elements, got ${data.length}`);
   }
 }
+
+/**
+ * Neighboring columns of a row-major matrix with rows of `width`: `rows × cols` from column `from`
+ * on; the matrix itself where that is all of it, else a new array.
+ */
+export function columnsOf(
+  data: Float32Array,
+  width: number,
+  from: number,
+  cols: number,
+): Float32Array {
+  if (cols === width) return data;
+  const out = new Float32Array((data.length / width) * cols);
+  for (let at = from, to = 0; to < out.length; at += width, to += cols) {
+    out.set(data.subarray(at, at + cols), to);
+  }
+  return out;
+}

@@ -1,4 +1,5 @@
 import type { Gemm, Matrix } from "./gemm.ts";
+import { columnsOf } from "./products.ts";
 
 /** From so many columns on, what is left out is worth the copy. */
 const MANY_COLUMNS = 2048;
@@ -17,7 +18,7 @@ export async function squareOf(X: Matrix<Float32Array>, gemm: Gemm): Promise<Flo
   const width = Math.ceil(cols / PANELS);
   const panels = Array.from({ length: PANELS }, (_, p): Matrix<Float32Array> => {
     const own = Math.min(width, cols - p * width);
-    return { data: columnsOf(X, p * width, own), rows, cols: own };
+    return { data: columnsOf(X.data, cols, p * width, own), rows, cols: own };
   });
   const out = new Float32Array(cols * cols);
   for (const [p, left] of panels.entries()) {
@@ -25,15 +26,6 @@ export async function squareOf(X: Matrix<Float32Array>, gemm: Gemm): Promise<Flo
       const block = await gemm(left, right, { transA: true });
       placeTwice(out, cols, p * width, q * width, block, right.cols);
     }
-  }
-  return out;
-}
-
-function columnsOf(X: Matrix<Float32Array>, from: number, cols: number): Float32Array {
-  const out = new Float32Array(X.rows * cols);
-  for (let row = 0; row < X.rows; row++) {
-    const at = row * X.cols + from;
-    out.set(X.data.subarray(at, at + cols), row * cols);
   }
   return out;
 }

@@ -1,5 +1,6 @@
 import { GramAccumulator, type LayerGram } from "../compress/hessian.ts";
 import type { Gemm } from "../math/gemm.ts";
+import { columnsOf } from "../math/products.ts";
 import { squareOf } from "../math/square.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { appendSamples, type SampleStart } from "../onnx/layer-samples.ts";
@@ -196,16 +197,6 @@ function joined(parts: readonly Float32Array[]): Float32Array {
   for (const part of parts) {
     out.set(part, at);
     at += part.length;
-  }
-  return out;
-}
-
-/** Neighboring columns of a matrix with rows of `width`; the matrix itself where it is all. */
-function columnsOf(data: Float32Array, width: number, from: number, cols: number): Float32Array {
-  if (cols === width) return data;
-  const out = new Float32Array((data.length / width) * cols);
-  for (let at = from, to = 0; to < out.length; at += width, to += cols) {
-    out.set(data.subarray(at, at + cols), to);
   }
   return out;
 }

@@ -1,5 +1,6 @@
 import { GramAccumulator, type LayerGram } from "../compress/hessian.ts";
 import type { Gemm } from "../math/gemm.ts";
+import { columnsOf } from "../math/products.ts";
 import { squareOf } from "../math/square.ts";
 import type { Graph } from "../onnx/graph.ts";
 import {
@@ -153,7 +154,7 @@ class GramCollector {
       const target = products.subarray(g * cols * cols, (g + 1) * cols * cols);
       if (cols <= FEW_COLUMNS) addProducts(rows, this.#width, g * cols, cols, target);
       else {
-        const X = { data: cutOut(rows, this.#width, g * cols, cols), rows: count, cols };
+        const X = { data: columnsOf(rows, this.#width, g * cols, cols), rows: count, cols };
         target.set(await squareOf(X, this.#gemm));
       }
     }
@@ -185,14 +186,6 @@ export function addProducts(
     for (let j = 0; j < i; j++) sums[j * cols + i] = sums[i * cols + j]!;
   }
   products.set(sums);
-}
-
-function cutOut(rows: Float32Array, width: number, from: number, cols: number): Float32Array {
-  const out = new Float32Array((rows.length / width) * cols);
-  for (let at = from, to = 0; at < rows.length; at += width, to += cols) {
-    out.set(rows.subarray(at, at + cols), to);
-  }
-  return out;
 }
 
 /** A graph that hands out samples of some layers' inputs, and what becomes of them. */
