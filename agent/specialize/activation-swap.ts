@@ -2,15 +2,14 @@ import { findSwishes, replaceSwish, type SwishReplacement } from "../onnx/activa
 import type { Graph } from "../onnx/graph.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import { withRanges } from "../onnx/qdq-ranges.ts";
-import { measureByTurns, summarizeLatency } from "../runtime/latency.ts";
 import { unevenStep } from "./activation-encodings.ts";
 import { floats, measureShapes, pictureBorder, sweep } from "./border.ts";
-import type { EngineSession } from "./engine.ts";
 import type { CompressEnvironment, PassResult } from "./environment.ts";
 import { firstBatches } from "./float-fallback.ts";
+import { compareLatency } from "./graph-latency.ts";
 import { integerForm } from "./integer-form.ts";
 import { compareOutputs, outputsOf } from "./output-difference.ts";
-import { refitNetwork } from "./refit-network.ts";
+import { fitWhole } from "./refit-network.ts";
 
 /** What takes the place of each swish, by the value that it makes. */
 type Replacements = ReadonlyMap<string, SwishReplacement>;
@@ -26,7 +25,6 @@ const LARGEST_ERROR = 0.05;
 const CAUTION = 0.7;
 /** What a swap has to bring, measured, for the minutes of a fit to be spent on it. */
 const LEAST_GAIN = 1.04;
-const TIMED_ROUNDS = 11;
 const TRIAL_BATCHES = 4;
 
 /**
@@ -179,24 +177,10 @@ async function gains(
   fast: Graph,
   { engine, calibration, signal }: CompressEnvironment,
 ): Promise<boolean> {
-  const { data, dims } = await calibration.read(0);
-  const one = data.subarray(0, data.length / dims[0]!) as Float32Array;
-  const feeds = { [slow.inputs[0]!.name]: { data: one, dims: [1, ...dims.slice(1)] } };
-  const sessions: EngineSession[] = [];
-  try {
-    for (const graph of [slow, fast]) sessions.push(await engine.open(integerForm(graph)));
-    const probes = sessions.map((session) => async () => {
-      signal.throwIfAborted();
-      const start = performance.now();
-      await session.run(feeds);
-      return performance.now() - start;
-    });
-    const samples = await measureByTurns(probes, TIMED_ROUNDS, () => Promise.resolve());
-    const [before = 0, after = 0] = samples.map((list) => summarizeLatency(list).medianMs);
-    return before > LEAST_GAIN * after;
-  } finally {
-    for (const session of sessions) await session.release();
-  }
+  const [, , height = 0, width = 0] = (await calibration.read(0)).dims;
+  const timed = [slow, fast].map((graph) => ({ graph: integerForm(graph), height, width }));
+  const [before = 0, after = 0] = await compareLatency(timed, 1, engine, signal);
+  return before > LEAST_GAIN * after;
 }
 
 async function fitReplacements(
@@ -204,13 +188,7 @@ async function fitReplacements(
   replacements: Replacements,
   options: CompressEnvironment,
 ): Promise<PassResult> {
-  const { graph, losses } = await refitNetwork(dense, replaceAll(dense, replacements), {
-    ...options,
-    places: new Map(),
-    include: () => true,
-    stream: true,
-    correct: false,
-  });
+  const { graph, losses } = await fitWhole(dense, replaceAll(dense, replacements), options);
   const kinds = [...new Set(replacements.values())].join(" and ");
   const reports = findPrunableLayers(graph).flatMap(({ name }) => {
     const relativeLoss = losses.get(name);

@@ -145,8 +145,6 @@ interface Base {
   readonly graph: Graph;
   readonly simplification: Simplification;
   readonly judgment: Judgment;
-  /** Whether it is of use without integers too. */
-  readonly inFloat: boolean;
   /** Points that integers cost, and their latency over that of a wholly integer form; or none. */
   readonly integers: { readonly drop: number; readonly slowdown: number } | null;
 }
@@ -202,7 +200,7 @@ async function latencySettings(
       if (graph === undefined) return [];
       const float: Form = { base, size, graph, int8: false };
       const integers: Form[] = base.integers ? [{ ...float, int8: true }] : [];
-      return base.inFloat ? [float, ...integers] : integers;
+      return base.simplification.activations === "for-integers" ? integers : [float, ...integers];
     }),
   );
   const times = await timeForms(forms, options);
@@ -300,23 +298,21 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
   const { dense, judge } = options;
   const environment = await options.environmentAt(null);
   const bases: Base[] = [];
-  const open = async (
-    graph: Graph,
-    simplification: Simplification,
-    use: { readonly inFloat: boolean; readonly inIntegers: boolean },
-  ): Promise<number> => {
+  const open = async (graph: Graph, simplification: Simplification): Promise<number> => {
     const judgment = await judge(graph, null);
     if (judgment.dropPoints > mostDrop(context)) return judgment.dropPoints;
-    const { inFloat, inIntegers } = use;
-    const integers = inIntegers ? await judgeIntegers(graph, judgment, options, context) : null;
-    bases.push({ graph, simplification, judgment, inFloat, integers });
+    // A swish holds integers up; they have a base of their own, where that is of use.
+    const integers =
+      simplification.activations === "keep" && swapped !== dense
+        ? null
+        : await judgeIntegers(graph, judgment, options, context);
+    bases.push({ graph, simplification, judgment, integers });
     return judgment.dropPoints;
   };
   const { activations, gates } = NO_CHANGE;
-  const kept = { activations, gates };
   const swapped = (await swapForIntegers(dense, firstHalf(environment))).graph;
-  await open(dense, kept, { inFloat: true, inIntegers: swapped === dense });
-  if (swapped !== dense) await open(swapped, kept, { inFloat: false, inIntegers: true });
+  await open(dense, { activations, gates });
+  if (swapped !== dense) await open(swapped, { activations: "for-integers", gates });
   const lost = { activations: 0, gates: 0 };
   for (const simplification of SIMPLIFICATIONS) {
     if (context.timeLeft() <= 0 || !changesAll(dense, simplification)) continue;
@@ -324,7 +320,7 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
     if (both && lost.activations + lost.gates > mostDrop(context)) continue;
     // To all pictures, as what is built in the end: fitted to fewer it looks worse than it is.
     const { graph } = await simplifyNetwork(dense, { ...environment, ...simplification });
-    const drop = await open(graph, simplification, { inFloat: true, inIntegers: true });
+    const drop = await open(graph, simplification);
     lost[simplification.gates === "keep" ? "activations" : "gates"] = drop;
   }
   return bases;

@@ -9,8 +9,8 @@ const pixels = v.pipe(v.number(), v.integer(), v.minValue(1));
 export const compressionPlanSchema = v.strictObject({
   /** Size of the network's input in pixels; null: the generalist's own. */
   inputSize: v.nullable(v.strictObject({ height: pixels, width: pixels })),
-  /** What swish becomes. */
-  activations: v.picklist(["keep", "hard-swish", "relu"]),
+  /** What swish becomes; `for-integers`: hard-swish or ReLU, whatever integers gain by. */
+  activations: v.picklist(["keep", "hard-swish", "relu", "for-integers"]),
   /** What becomes of squeeze-excite gates; plans of older runs keep them. */
   gates: v.optional(v.picklist(["keep", "fold"]), "keep"),
   /** Residual blocks left out, by id. */
@@ -49,7 +49,9 @@ export function describePlan(plan: CompressionPlan): string {
     inputSize === null ? "" : `${inputSize.width}×${inputSize.height} pixels`,
     droppedBlocks.length > 0 ? `${droppedBlocks.length} blocks left out` : "",
     narrowed > 0 ? `${narrowed} groups narrowed` : "",
-    activations === "keep" ? "" : `swish → ${activations}`,
+    activations === "keep"
+      ? ""
+      : `swish → ${activations === "for-integers" ? "what integers compute fast" : activations}`,
     gates === "keep" ? "" : "gates → constants",
     sparse > 0 ? `zeros in ${sparse} layers` : "",
     int8 ? "int8" : "",

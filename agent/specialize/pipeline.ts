@@ -1,10 +1,10 @@
 import { AgentError } from "../errors.ts";
 import { type FixedMethod, formatPattern, parseMethod } from "../method.ts";
+import { findSwishes } from "../onnx/activations.ts";
 import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
-import { swapForIntegers } from "./activation-swap.ts";
 import { type CompressOptions, compressNetwork } from "./compress-network.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import { dropBlocks } from "./drop-blocks.ts";
@@ -56,8 +56,6 @@ export async function applyPlan(
   if (simplifies(graph, plan)) {
     pass(await simplifyNetwork(graph, { ...environment, activations, gates }));
   }
-  // Integers would be held up at every swish, so they bring functions of their own.
-  if (plan.int8 && activations === "keep") pass(await swapForIntegers(graph, environment));
   if (blocks.length > 0) pass(await dropBlocks(graph, { ...environment, blocks }));
   if (Object.keys(plan.widths).length > 0) {
     const include = ({ id }: ChannelGroup) => plan.widths[id] !== undefined;
@@ -109,7 +107,10 @@ export function planOf(
   method: FixedMethod,
   dense: Graph,
 ): { plan: CompressionPlan; refused: Refusal[] } {
-  const { inputSize, activations, gates, int8, weightBits, pattern } = method;
+  const { inputSize, gates, int8, weightBits, pattern } = method;
+  // Integers would be held up at every swish, so they bring functions of their own.
+  const held = int8 && method.activations === "keep" && findSwishes(dense).length > 0;
+  const activations = held ? ("for-integers" as const) : method.activations;
   const refused: Refusal[] = [];
   const sparsity: Record<string, string> = {};
   if (pattern !== null) {

@@ -120,6 +120,21 @@ export async function refitNetwork(
   return { graph, losses };
 }
 
+/** Fits all layers of a changed network that has the dense one's channels; see {@link refitNetwork}. */
+export function fitWhole(
+  dense: Graph,
+  changed: Graph,
+  environment: CompressEnvironment,
+): Promise<RefittedNetwork> {
+  return refitNetwork(dense, changed, {
+    ...environment,
+    places: new Map(),
+    include: () => true,
+    stream: true,
+    correct: false,
+  });
+}
+
 function layersToFit(dense: Graph, changed: Graph, options: RefitOptions): PrunableLayer[] {
   const denseLayers = new Map(findPrunableLayers(dense).map((layer) => [layer.name, layer]));
   const input = dense.inputs[0]!.name;

@@ -3,14 +3,15 @@ import { findGates, foldGate, type Gate } from "../onnx/gates.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import { withOnlyOutputs } from "../onnx/subgraph.ts";
+import { swapForIntegers } from "./activation-swap.ts";
 import { floats, pictureBorder, sweep } from "./border.ts";
 import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./environment.ts";
-import { refitNetwork } from "./refit-network.ts";
+import { fitWhole } from "./refit-network.ts";
 
 /** What {@link simplifyNetwork} puts in the place of dearer functions. */
 export interface Simplification {
-  /** What a swish becomes. */
-  readonly activations: "keep" | SwishReplacement;
+  /** What a swish becomes; see {@link swapForIntegers} for the last. */
+  readonly activations: "keep" | SwishReplacement | "for-integers";
   /** Whether squeeze-excite gates become the mean of what they are on the pictures. */
   readonly gates: "keep" | "fold";
 }
@@ -37,7 +38,8 @@ export async function simplifyNetwork(
   dense: Graph,
   options: CompressEnvironment & Simplification,
 ): Promise<PassResult> {
-  if (!simplifies(dense, options)) return { graph: dense, reports: [], refused: [] };
+  if (!simplifies(dense, options)) return nothing(dense);
+  const { activations } = options;
   const refused: Refusal[] = [];
   let changed = dense;
   if (options.gates === "fold") {
@@ -46,19 +48,31 @@ export async function simplifyNetwork(
       else refused.push({ name: gate.output, reason: "its factors are not one a channel" });
     }
   }
-  if (options.activations !== "keep") {
+  if (activations === "for-integers") {
+    const folded = changed === dense ? nothing(dense) : await fitted(dense, changed, options);
+    const swapped = await swapForIntegers(folded.graph, options);
+    const reports = [...folded.reports, ...swapped.reports];
+    return { graph: swapped.graph, reports, refused };
+  }
+  if (activations !== "keep") {
     // Those inside of gates went with them.
     const sites = findSwishes(changed).map(({ output }) => output);
-    changed = replaceSwish(changed, options.activations, sites);
+    changed = replaceSwish(changed, activations, sites);
   }
-  const { graph, losses } = await refitNetwork(dense, changed, {
-    ...options,
-    places: new Map(),
-    include: () => true,
-    stream: true,
-    correct: false,
-  });
-  return { graph, reports: reportsOf(dense, graph, losses, options), refused };
+  return { ...(await fitted(dense, changed, options)), refused };
+}
+
+function nothing(graph: Graph): PassResult {
+  return { graph, reports: [], refused: [] };
+}
+
+async function fitted(
+  dense: Graph,
+  changed: Graph,
+  options: CompressEnvironment & Simplification,
+): Promise<PassResult> {
+  const { graph, losses } = await fitWhole(dense, changed, options);
+  return { ...nothing(graph), reports: reportsOf(dense, graph, losses, options) };
 }
 
 function reportsOf(
@@ -69,7 +83,7 @@ function reportsOf(
 ): LayerReport[] {
   const left = new Set(findPrunableLayers(graph).map(({ name }) => name));
   const why = [
-    activations === "keep" ? "" : `swish → ${activations}`,
+    activations === "keep" || activations === "for-integers" ? "" : `swish → ${activations}`,
     gates === "keep" ? "" : "gates → constants",
   ].filter((part) => part !== "");
   return findPrunableLayers(dense).flatMap(({ name }): LayerReport[] => {
