@@ -101,3 +101,18 @@ test("simplify-network: a stated method does it, in one plan with fewer channels
   assert.ok(width <= 16, `${width} of 24 channels`);
   assert.ok((await errorOf(dense, graph)) < 1);
 });
+
+test("simplify-network: int8 as a method swaps swishes, a plan that keeps them does not", async () => {
+  const dense = gatedNetwork();
+  const method = parseMethod("int8");
+  assert.ok(method.kind === "fixed");
+  const { plan } = planOf(method, dense);
+  assert.equal(plan.activations, "for-integers");
+  const environmentAt = () => Promise.resolve(environment(pictures(4, 1)));
+  const kept = await applyPlan(dense, { ...plan, activations: "keep" }, { environmentAt });
+  const sigmoids = ({ nodes }: Graph) => nodes.filter(({ opType }) => opType === "Sigmoid").length;
+  assert.equal(sigmoids(kept.graph), sigmoids(dense));
+  const relu = parseMethod("relu+int8");
+  assert.ok(relu.kind === "fixed");
+  assert.equal(planOf(relu, dense).plan.activations, "relu", "what is stated stays");
+});
