@@ -10,6 +10,7 @@ import { NO_CHANGE } from "../../agent/specialize/compression-plan.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Refusal } from "../../agent/specialize/environment.ts";
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
+import { deviceWith, environmentOf } from "./environment.helpers.ts";
 import { gatedNetwork, pictures } from "./gated-network.helpers.ts";
 
 const LOG = createLogger("error");
@@ -25,24 +26,6 @@ after(async () => {
   rmSync(workDir, { recursive: true });
 });
 
-/** The engine of a device that takes two milliseconds more for every sigmoid. */
-function deviceSlowAtSigmoids(): Engine {
-  return {
-    ...engine,
-    open: async (graph) => {
-      const session = await engine.open(graph);
-      const least = 2 * graph.nodes.filter(({ opType }) => opType === "Sigmoid").length;
-      return {
-        run: (feeds) => {
-          for (const start = performance.now(); performance.now() < start + least; );
-          return session.run(feeds);
-        },
-        release: () => session.release(),
-      };
-    },
-  };
-}
-
 /** All settings of a small network with swishes and gates; what is lost is the outputs' error. */
 async function settingsFor(measure: "latency" | "bytes", maxDrop: number, msLeft = 60_000) {
   const dense = gatedNetwork();
@@ -50,22 +33,18 @@ async function settingsFor(measure: "latency" | "bytes", maxDrop: number, msLeft
   const unseen = pictures(4, 9);
   const wanted = await outputsOf(dense, unseen, engine, signal);
   const refused: Refusal[] = [];
+  // Two milliseconds more for every sigmoid.
+  const device = deviceWith(
+    engine,
+    ({ nodes }) => 2 * nodes.filter(({ opType }) => opType === "Sigmoid").length,
+  );
   const start = performance.now();
   const settings = await coarseSettings(
     measure,
     {
       dense,
       size: { height: 12, width: 12 },
-      environmentAt: () =>
-        Promise.resolve({
-          engine: deviceSlowAtSigmoids(),
-          calibration: pictures(8, 1),
-          workDir,
-          memoryBytes: 2 ** 20,
-          damping: 0.01,
-          onProgress: () => undefined,
-          signal,
-        }),
+      environmentAt: () => Promise.resolve(environmentOf(device, workDir, pictures(8, 1))),
       judge: async (graph) => {
         const other = await outputsOf(graph, unseen, engine, signal);
         const { relativeError } = compareOutputs(wanted, other);

@@ -17,6 +17,7 @@ import { uniformPattern } from "../../agent/specialize/layer-patterns.ts";
 import { outputsOf } from "../../agent/specialize/output-difference.ts";
 import { quantizeNetwork } from "../../agent/specialize/quantize-network.ts";
 import { randomValues } from "../onnx/run-graph.helpers.ts";
+import { environmentOf } from "./environment.helpers.ts";
 
 const SIDE = 6;
 const PICTURE = 3 * SIDE * SIDE;
@@ -49,15 +50,7 @@ const CALIBRATIONS: Record<string, Float32Array> = {
 };
 
 function environment(calibration: Calibration): CompressEnvironment {
-  return {
-    engine,
-    calibration,
-    workDir,
-    memoryBytes: 2 ** 20,
-    damping: 0.01,
-    onProgress: () => undefined,
-    signal: new AbortController().signal,
-  };
+  return environmentOf(engine, workDir, calibration);
 }
 
 /** More columns than one picture has positions, a Relu that may never open, a pooled end. */

@@ -15,6 +15,7 @@ import type { Calibration, CompressEnvironment } from "../../agent/specialize/en
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
 import { quantizeNetwork } from "../../agent/specialize/quantize-network.ts";
 import { fusedNodes } from "../onnx/fused-nodes.helpers.ts";
+import { deviceWith, environmentOf } from "./environment.helpers.ts";
 
 let engine: Engine;
 let workDir: string;
@@ -44,33 +45,7 @@ function pictures(batches: number, size = 1): Calibration {
 }
 
 function environment(calibration: Calibration): CompressEnvironment {
-  return {
-    engine,
-    calibration,
-    workDir,
-    memoryBytes: 2 ** 20,
-    damping: 0.01,
-    onProgress: () => undefined,
-    signal: new AbortController().signal,
-  };
-}
-
-/** The engine of a device on which graphs take at least so many milliseconds. */
-function deviceWith(costMs: (graph: Graph) => number): Engine {
-  return {
-    ...engine,
-    open: async (graph) => {
-      const session = await engine.open(graph);
-      const least = costMs(graph);
-      return {
-        run: (feeds) => {
-          for (const start = performance.now(); performance.now() < start + least; );
-          return session.run(feeds);
-        },
-        release: () => session.release(),
-      };
-    },
-  };
+  return environmentOf(engine, workDir, calibration);
 }
 
 /** Convolutions with swishes, a depthwise one, a squeeze-excite gate and a residual Add. */
@@ -162,7 +137,7 @@ test("quantize-network: all layers become int8, and new pictures come out nearly
 });
 
 test("quantize-network: swish, hard-swish and ReLU, gates and Adds fuse into one integer island", async () => {
-  const fast = deviceWith(({ initializers }) => (initializers.has("stem") ? 3 : 1));
+  const fast = deviceWith(engine, ({ initializers }) => (initializers.has("stem") ? 3 : 1));
   const options = { ...environment(pictures(4)), engine: fast };
   for (const [kind, gates] of [
     ["swish", { QLinearSigmoid: 4, QLinearMul: 4 }],
@@ -237,7 +212,10 @@ test("quantize-network: constant and huge activations give finite numbers", asyn
 
 test("quantize-network: a beginning that is slower on integers stays in float", async () => {
   const cost = (names: readonly string[]) =>
-    deviceWith(({ initializers }) => 1 + 2 * names.filter((name) => initializers.has(name)).length);
+    deviceWith(
+      engine,
+      ({ initializers }) => 1 + 2 * names.filter((name) => initializers.has(name)).length,
+    );
   const options = { ...environment(pictures(4)), engine: cost(["stem_quantized", "expand"]) };
   const { graph, reports } = await quantizeNetwork(network(), options);
   const stored = [...graph.initializers.keys()];
@@ -251,7 +229,7 @@ test("quantize-network: a beginning that is slower on integers stays in float", 
 test("activation-swap: for integers, hard-swish and the ReLUs that the error allows", async () => {
   const dense = network();
   const costs: Readonly<Record<string, number>> = { Sigmoid: 2, Clip: 1 };
-  const device = deviceWith((graph) => {
+  const device = deviceWith(engine, (graph) => {
     if (!graph.nodes.some(({ opType }) => opType === "DequantizeLinear")) return 0;
     return graph.nodes.reduce((sum, { opType }) => sum + (costs[opType] ?? 0), 0);
   });
@@ -266,7 +244,9 @@ test("activation-swap: for integers, hard-swish and the ReLUs that the error all
   assert.deepEqual(await kindsAt(1e-9), []);
   const some = await kindsAt(4e-3);
   assert.ok(some.length === 3 && some.includes("HardSwish"), `${some}`);
-  const slow = deviceWith(({ nodes }) => (nodes.some(({ opType }) => opType === "Clip") ? 2 : 1));
+  const slow = deviceWith(engine, ({ nodes }) =>
+    nodes.some(({ opType }) => opType === "Clip") ? 2 : 1,
+  );
   const even = { ...options, engine: slow };
   assert.equal((await swapForIntegers(dense, even)).graph, dense, "nothing is gained here");
 });

@@ -13,6 +13,7 @@ import type { Calibration, CompressEnvironment } from "../../agent/specialize/en
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
 import { applyPlan, planOf } from "../../agent/specialize/pipeline.ts";
 import { simplifies, simplifyNetwork } from "../../agent/specialize/simplify-network.ts";
+import { environmentOf } from "./environment.helpers.ts";
 import { gatedNetwork, pictures } from "./gated-network.helpers.ts";
 
 let engine: Engine;
@@ -30,15 +31,7 @@ after(async () => {
 });
 
 function environment(calibration: Calibration): CompressEnvironment {
-  return {
-    engine,
-    calibration,
-    workDir,
-    memoryBytes: 2 ** 20,
-    damping: 0.01,
-    onProgress: () => undefined,
-    signal: new AbortController().signal,
-  };
+  return environmentOf(engine, workDir, calibration);
 }
 
 /** ‖ŷ − y‖² / ‖y‖² on pictures that nothing was fitted to. */

@@ -14,6 +14,7 @@ import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
 import { storeWeights } from "../../agent/specialize/weight-only.ts";
+import { environmentOf } from "./environment.helpers.ts";
 
 let engine: Engine;
 let workDir: string;
@@ -43,15 +44,7 @@ function pictures(batches: number, from = 50): Calibration {
 }
 
 function environment(): CompressEnvironment {
-  return {
-    engine,
-    calibration: pictures(6),
-    workDir,
-    memoryBytes: 2 ** 20,
-    damping: 0.01,
-    onProgress: () => undefined,
-    signal: new AbortController().signal,
-  };
+  return environmentOf(engine, workDir, pictures(6));
 }
 
 /** A stem, an inverted residual block of 3×3, depthwise and 1×1, and matrix products behind. */
