@@ -1,0 +1,4 @@
+import type { BackwardRule } from "./backward-rule.ts";
+
+/** Convolutions. */
+export const CONVOLUTION_RULES: Readonly<Record<string, BackwardRule>> = {};

@@ -1,0 +1,4 @@
+import type { BackwardRule } from "./backward-rule.ts";
+
+/** Pooling. */
+export const POOLING_RULES: Readonly<Record<string, BackwardRule>> = {};
