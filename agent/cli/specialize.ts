@@ -1,10 +1,10 @@
 import { mkdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import * as v from "valibot";
 import { type Aim, type AimParts, parseAim } from "../aim.ts";
 import { isoTime, systemClock } from "../clock.ts";
-import { aimOf, stationConfigSchema } from "../config/schema.ts";
+import { aimOf, fineTuneOf, stationConfigSchema } from "../config/schema.ts";
 import { openDataset } from "../data/dataset.ts";
 import { lowerPriority } from "../device/priority.ts";
 import { AgentError, messageOf } from "../errors.ts";
@@ -41,6 +41,10 @@ interface Flags extends AimParts {
   method?: string;
   sparsity?: number;
   searchMinutes: number;
+  fineTune: boolean;
+  minutes: number;
+  trainMemory: number;
+  schedule: typeof DEFAULTS.fineTune.schedule;
   cropTop: number;
   cropBottom: number;
   minLabels: number;
@@ -59,7 +63,7 @@ interface Flags extends AimParts {
 
 /** `taco specialize`: one run, on a folder of labeled pictures or on a station. */
 export function specializeCommand(): Command {
-  const { specialize: run, intake, inference } = DEFAULTS;
+  const { specialize: run, fineTune, intake, inference } = DEFAULTS;
   const command = new Command("specialize")
     .description("make a specialized, compressed model from labeled pictures and judge it")
     .option("--config <file>", "run on this station's own labels, and serve what is accepted")
@@ -83,6 +87,19 @@ export function specializeCommand(): Command {
       "pictures that pruning is fitted to, mirrored copies included",
       integer(1),
       run.calibrationPictures,
+    )
+    .option("--no-fine-tune", "leave the compressed network as the solvers made it")
+    .option("--minutes <n>", "minutes of training, at most", real(0.1, 1440), fineTune.maxMinutes)
+    .option(
+      "--train-memory <MB>",
+      "for activations and gradients of training",
+      integer(64),
+      fineTune.trainMemoryMb,
+    )
+    .addOption(
+      new Option("--schedule <how>", "train once behind all pruning, or after each halving of it")
+        .choices(["one-shot", "gradual"])
+        .default(fineTune.schedule),
     )
     .option("--incumbent <folder>", "model folder to compare with: what serves now")
     .option("--crop-top <pixels>", "cut off every picture's top", integer(0), intake.cropTop)
@@ -215,6 +232,7 @@ async function plan(flags: Flags, id: string, log: Logger): Promise<RunSpec> {
       latencyTablePath: join(cacheDir(), "latency.json"),
       executionProviders: flags.provider,
       maxMegapixels: intake.maxMegapixels,
+      fineTune: fineTuneOf({ fineTune: fineTuneFlags(flags) }),
     },
     gate,
   });
@@ -250,6 +268,11 @@ function specializeOptions(flags: Flags): typeof DEFAULTS.specialize {
   const [issue] = result.issues;
   const key = v.getDotPath(issue) ?? "flags";
   throw new AgentError("CONFIG_INVALID", `--${key}: ${issue.message}`);
+}
+
+function fineTuneFlags(flags: Flags): typeof DEFAULTS.fineTune {
+  const { fineTune: enabled, minutes: maxMinutes, trainMemory: trainMemoryMb, schedule } = flags;
+  return { ...DEFAULTS.fineTune, enabled, maxMinutes, trainMemoryMb, schedule };
 }
 
 async function readLabelMap(path: string | undefined): Promise<Record<string, string>> {

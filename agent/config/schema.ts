@@ -259,6 +259,49 @@ const specialize = v.pipe(
   v.description("How a model is specialized and compressed."),
 );
 
+const fineTune = section(
+  {
+    enabled: v.optional(
+      v.pipe(
+        v.boolean(),
+        v.description(
+          "Whether a compressed network is trained by distillation before it is judged.",
+        ),
+      ),
+      true,
+    ),
+    maxMinutes: v.optional(
+      real(0.1, 1440, "Minutes that training may take; the learning rate is planned over them."),
+      10,
+    ),
+    maxWattHours: v.optional(
+      v.nullable(
+        real(
+          0,
+          100_000,
+          "Energy that a run may draw before its training is ended; null: no limit.",
+        ),
+      ),
+      null,
+    ),
+    trainMemoryMb: v.optional(
+      whole(64, 1_000_000, "Megabytes of activations and gradients; smaller batches fit in less."),
+      700,
+    ),
+    schedule: v.optional(
+      v.pipe(
+        v.picklist(["one-shot", "gradual"]),
+        v.description(
+          '"one-shot" trains once behind all of the pruning; "gradual" prunes half of what remains, ' +
+            "trains, and goes on to the next half.",
+        ),
+      ),
+      "gradual",
+    ),
+  },
+  "How a compressed network is trained on the device, on training pictures alone.",
+);
+
 const gate = section(
   {
     maxDropPoints: v.optional(
@@ -520,6 +563,7 @@ export const stationConfigSchema = v.strictObject({
   ),
   inference: v.nullish(inference, {}),
   specialize: v.nullish(specialize, {}),
+  fineTune: v.nullish(fineTune, {}),
   gate: v.nullish(gate, {}),
   probation: v.nullish(probation, {}),
   schedule: v.nullish(schedule, {}),
@@ -573,4 +617,11 @@ export function aimOf({ specialize, gate }: Pick<StationConfig, "specialize" | "
   if (nonzeroReduction !== null) return { nonzeroReduction };
   if (maxBytes !== null) return { maxBytes };
   return { aim, maxDropPoints: specialize.maxDropPoints ?? gate.maxDropPoints };
+}
+
+/** How a run trains its compressed network, as its spec states it; null: not at all. */
+export function fineTuneOf({ fineTune }: Pick<StationConfig, "fineTune">) {
+  const { enabled, maxMinutes, trainMemoryMb, schedule } = fineTune;
+  if (!enabled) return null;
+  return { maxSeconds: 60 * maxMinutes, memoryBytes: 2 ** 20 * trainMemoryMb, schedule };
 }

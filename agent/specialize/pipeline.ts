@@ -66,10 +66,10 @@ export async function applyPlan(
     Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
   );
   if (plan.weightBits !== null) {
-    const bits = plan.weightBits;
     const block = options.zeros?.blockSize;
     const blockSize = block === undefined ? {} : { blockSize: block };
     // Zeros and codes come out of one pass: what one loses, the other still can make up for.
+    const bits = plan.weightBits;
     pass(await storeWeights(graph, { ...environment, bits, patterns, ...blockSize }));
   } else if (patterns.size > 0) {
     const left: LayerPattern = { kind: "dense", reason: "the plan leaves it" };
@@ -83,6 +83,22 @@ export async function applyPlan(
   }
   if (plan.int8) pass(await quantizeNetwork(graph, environment));
   return { graph, reports, refused };
+}
+
+/** The plan without its rounding: what can be trained before {@link roundNetwork} does the rest. */
+export function inFloat(plan: CompressionPlan): CompressionPlan {
+  return { ...plan, int8: false, weightBits: null };
+}
+
+/** Does what a plan states beyond {@link inFloat}, zeros kept, to a network made by that. */
+export function roundNetwork(
+  graph: Graph,
+  { int8, weightBits }: Pick<CompressionPlan, "int8" | "weightBits">,
+  environment: CompressEnvironment,
+): Promise<PassResult> {
+  if (weightBits !== null) return storeWeights(graph, { ...environment, bits: weightBits });
+  if (int8) return quantizeNetwork(graph, environment);
+  return Promise.resolve({ graph, reports: [], refused: [] });
 }
 
 /** @throws {AgentError} MODEL_INVALID where the network cannot take that size. */

@@ -123,6 +123,7 @@ export function makeSpec(parts: SpecParts): RunSpec {
       executionProviders: [...options.executionProviders],
       intraOpThreads: options.intraOpThreads,
       maxMegapixels: options.maxMegapixels,
+      fineTune: options.fineTune && { ...options.fineTune },
     },
     gate: { ...gate },
   };

@@ -11,8 +11,8 @@ export interface RunOutlook {
   readonly secondsLeft: number | null;
 }
 
-/** Time of each stage to the others', as measured with EfficientNet-B0 and 320 pictures. */
-const WEIGHT: Readonly<Record<StageName, number>> = {
+/** Minutes of each stage, as measured with EfficientNet-B0 and 320 pictures; training has a limit. */
+const WEIGHT: Readonly<Record<Exclude<StageName, "fine-tune">, number>> = {
   pictures: 0.06,
   features: 0.12,
   head: 0.02,
@@ -27,7 +27,7 @@ const WEIGHT: Readonly<Record<StageName, number>> = {
 /** Stages that take no time with a method. */
 function idleStages(text: string): readonly StageName[] {
   const method = parseMethod(text);
-  if (changesNothing(method)) return ["search", "compress", "head-refit"];
+  if (changesNothing(method)) return ["search", "compress", "head-refit", "fine-tune"];
   return method.kind === "auto" ? [] : ["search"];
 }
 
@@ -43,10 +43,13 @@ export class RunProgress {
   #startShare: number | null = null;
 
   /** @param startMs monotonic time of the run's start. */
-  constructor(startMs: number, options: Pick<RunSpec["options"], "method">) {
+  constructor(startMs: number, options: Pick<RunSpec["options"], "method" | "fineTune">) {
     this.#startMs = startMs;
     const idle = idleStages(options.method);
-    const weights = STAGES.map((name) => (idle.includes(name) ? 0 : WEIGHT[name]));
+    const weights = STAGES.map((name) => {
+      if (idle.includes(name)) return 0;
+      return name === "fine-tune" ? (options.fineTune?.maxSeconds ?? 0) / 60 : WEIGHT[name];
+    });
     const total = weights.reduce((sum, weight) => sum + weight, 0);
     this.#weights = new Map(STAGES.map((name, i) => [name, weights[i]! / total]));
   }

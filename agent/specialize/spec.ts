@@ -70,6 +70,18 @@ export const runSpecSchema = v.strictObject({
     /** Threads of one operator; 0 is one a processor. */
     intraOpThreads: whole,
     maxMegapixels: v.number(),
+    /** How the compressed network is trained; null: not at all. Runs of older software have none. */
+    fineTune: v.optional(
+      v.nullable(
+        v.strictObject({
+          maxSeconds: v.number(),
+          /** Of activations and gradients. */
+          memoryBytes: v.number(),
+          schedule: v.picklist(["one-shot", "gradual"]),
+        }),
+      ),
+      null,
+    ),
   }),
   gate: v.strictObject({
     maxDropPoints: v.number(),
@@ -91,6 +103,7 @@ export const STAGES = [
   "search",
   "compress",
   "head-refit",
+  "fine-tune",
   "evaluate",
   "latency",
   "verdict",

@@ -3,7 +3,7 @@ import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, isoTime } from "../clock.ts";
-import { aimOf, type StationConfig } from "../config/schema.ts";
+import { aimOf, fineTuneOf, type StationConfig } from "../config/schema.ts";
 import { AgentError, messageOf } from "../errors.ts";
 import { fileExists, readJsonIfExists } from "../files.ts";
 import type { BuildMessage } from "../fleet/messages.ts";
@@ -152,6 +152,7 @@ export class RunFlow {
         latencyTablePath: join(config.station.dir, "latency.json"),
         executionProviders: [...inference.executionProviders],
         maxMegapixels: intake.maxMegapixels,
+        fineTune: fineTuneOf(config),
       },
       gate: config.gate,
     });

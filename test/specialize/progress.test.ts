@@ -5,7 +5,7 @@ import { STAGES, type StageName } from "../../agent/specialize/spec.ts";
 
 /** Share of the whole run at the start of a stage. */
 function shareAt(stage: StageName, method: string): number {
-  const progress = new RunProgress(0, { method });
+  const progress = new RunProgress(0, { method, fineTune: null });
   return progress.update({ type: "stage-started", stage }, 1000).share;
 }
 
@@ -15,7 +15,7 @@ test("progress: shares rise from stage to stage and end at 1", () => {
     shares,
     [...shares].sort((a, b) => a - b),
   );
-  const progress = new RunProgress(0, { method: "unstructured:0.5" });
+  const progress = new RunProgress(0, { method: "unstructured:0.5", fineTune: null });
   const last = { name: "verdict", seconds: 1, runtimeSeconds: 0 } as const;
   progress.update({ type: "stage-started", stage: "verdict" }, 1000);
   const { share } = progress.update(

@@ -68,6 +68,7 @@ async function specOf(
       executionProviders: ["cpu"],
       intraOpThreads: 1,
       maxMegapixels: 10,
+      fineTune: null,
       ...options,
     },
     gate: {
