@@ -76,6 +76,14 @@ type Rule = (node: Node, inputs: readonly (Known | undefined)[]) => Shapes | und
 /** The shape of the first input, for the first output (statistics behind it are not followed). */
 const same: Rule = (_, [x]) => (x ? [x.dims] : undefined);
 
+/** The normalized value, then mean and inverse deviation with size 1 along what they are taken of. */
+const layerNorm: Rule = (node, [x]) => {
+  if (!x) return undefined;
+  const [first] = axesOf([intAttribute(node, "axis", -1)], x.dims.length);
+  const statistics = x.dims.map((size, i) => (i < first! ? size : 1));
+  return [x.dims, statistics, statistics];
+};
+
 const broadcast: Rule = (_, inputs) => {
   let dims: readonly number[] = [];
   for (const input of inputs) {
@@ -330,7 +338,7 @@ const resize: Rule = (_, [x, , scales, sizes]) => {
 const PASS_THROUGH =
   "Relu Sigmoid Tanh Erf Sqrt Exp Log Neg Abs Reciprocal Floor Ceil Round Sign Not Clip HardSwish " +
   "HardSigmoid LeakyRelu Elu Selu Celu Softplus Softsign Gelu Mish ThresholdedRelu Softmax " +
-  "LogSoftmax Hardmax Identity Dropout Cast LayerNormalization RMSNormalization " +
+  "LogSoftmax Hardmax Identity Dropout Cast RMSNormalization " +
   "BatchNormalization InstanceNormalization GroupNormalization LpNormalization LRN " +
   "MeanVarianceNormalization QuantizeLinear DequantizeLinear Trilu CumSum ScatterND";
 const BROADCASTING =
@@ -350,6 +358,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   ...each(REDUCING, reduce),
   ...each("MaxPool AveragePool LpPool", pool),
   ...each("GlobalAveragePool GlobalMaxPool GlobalLpPool", globalPool),
+  LayerNormalization: layerNorm,
   Conv: conv,
   Gemm: gemm,
   MatMul: matMul,

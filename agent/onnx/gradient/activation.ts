@@ -1,4 +1,5 @@
-import { floatAttribute } from "../graph.ts";
+import { stringAttribute } from "../graph.ts";
+import { DataType } from "../tensor.ts";
 import { type BackwardContext, type BackwardRule, outputGradient } from "./backward-rule.ts";
 
 /**
@@ -90,10 +91,47 @@ const erf = fromDerivative((context, x) => {
   return context.make("Exp", [context.make("Sub", [factor, context.make("Mul", [x, x])])]);
 });
 
+/**
+ * y = x · Φ(x) with Φ(x) = ½ (1 + erf(x / √2)): dx = dy · (Φ(x) + x · φ(x)), φ the density of the
+ * normal distribution. With approximate = "tanh", y = x · s with s = σ(x · r), r = 2a + 2ab · x²,
+ * a = √(2/π), b = 0.044715 (½ (1 + tanh u) = σ(2u)): dx = dy · (s + y · (1 − s) · (r + 4ab · x²)).
+ */
+const gelu: BackwardRule = (context) => {
+  const tanh = stringAttribute(context.node, "approximate", "none") === "tanh";
+  return (tanh ? tanhGelu : erfGelu)(context);
+};
+
+const erfGelu = fromDerivative((context, x) => {
+  const u = context.make("Mul", [x, context.floats([], [Math.SQRT1_2])]);
+  const half = { type: "float", value: 0.5 } as const;
+  // ½ · erf + ½ as a single pass: nothing is cut off.
+  const share = context.make("HardSigmoid", [context.make("Erf", [u])], {
+    alpha: half,
+    beta: half,
+  });
+  const factor = context.floats([], [-Math.log(2 * Math.PI) / 2]);
+  const exponent = context.make("Sub", [factor, context.make("Mul", [u, u])]);
+  const rest = context.make("Mul", [x, context.make("Exp", [exponent])]);
+  return context.make("Add", [share, rest]);
+});
+
+const tanhGelu = fromDerivative((context, x, y) => {
+  const a = Math.sqrt(2 / Math.PI);
+  const ab = a * 0.044715;
+  const number = (value: number) => context.floats([], [value]);
+  const square = context.make("Mul", [x, x]);
+  const r = context.make("Add", [context.make("Mul", [square, number(2 * ab)]), number(2 * a)]);
+  const s = context.make("Sigmoid", [context.make("Mul", [x, r])]);
+  const slope = context.make("Add", [r, context.make("Mul", [square, number(4 * ab)])]);
+  const rest = context.make("Mul", [y, context.make("Sub", [number(1), s])]);
+  return context.make("Add", [s, context.make("Mul", [rest, slope])]);
+});
+
 /** Activation functions, element by element. */
 export const ACTIVATION_RULES: Readonly<Record<string, BackwardRule>> = {
   Relu: relu,
   Sigmoid: sigmoid,
   Clip: clip,
   Erf: erf,
+  Gelu: gelu,
 };

@@ -15,6 +15,8 @@ export interface BackwardContext {
   values(value: string): readonly number[] | undefined;
   /** A constant of the forward graph; undefined for what is computed, fed or trained. */
   constant(value: string): Tensor | undefined;
+  /** The forward node that makes a value; undefined for constants and graph inputs. */
+  producer(value: string): Node | undefined;
   /** Whether the gradient of an input is asked for; others need not be built. */
   wants(input: number): boolean;
   /** Gradient of an output, in the shape of the output; undefined where the loss never reads it. */

@@ -1,4 +1,3 @@
-import { DataType, integersOf, isFloatType, toFloat32 } from "../tensor.ts";
 import { swishGradient } from "./activation.ts";
 import {
   type BackwardContext,

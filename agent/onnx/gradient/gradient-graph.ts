@@ -76,6 +76,7 @@ class BackwardBuilder {
   readonly constants = new Map<string, Tensor>();
   readonly #forward: Graph;
   readonly #known: Map<string, Known>;
+  readonly #producers = new Map<string, Node>();
   readonly #wanted: ReadonlySet<string>;
   /** Values that depend on a wanted one. */
   readonly #active: ReadonlySet<string>;
@@ -93,7 +94,12 @@ class BackwardBuilder {
     this.#known = inferShapes(forward, inputDims);
     this.#active = dependentsOf(forward, this.#wanted);
     this.#taken = new Set([...forward.initializers.keys(), ...inputDims.keys()]);
-    for (const { outputs } of forward.nodes) for (const name of outputs) this.#taken.add(name);
+    for (const each of forward.nodes) {
+      for (const name of each.outputs) {
+        this.#taken.add(name);
+        this.#producers.set(name, each);
+      }
+    }
   }
 
   /** Goes through the graph from the loss backwards. */
@@ -152,6 +158,7 @@ class BackwardBuilder {
         this.#wanted.has(value)
           ? undefined
           : (this.#forward.initializers.get(value) ?? this.constants.get(value)),
+      producer: (value) => this.#producers.get(value),
       wants: (input) => this.#active.has(forward.inputs[input] ?? ""),
       gradientOf: (output) => this.#gradients.get(forward.outputs[output] ?? ""),
       make: (opType, inputs, attributes, dims) =>
