@@ -422,6 +422,7 @@ function buildParts(
     },
     onMessages,
   });
+  const sensors = new SensorReader({ root: config.device.sysfsRoot, stationDir: dir, log });
   const runs = new RunFlow({
     config,
     store,
@@ -445,6 +446,7 @@ function buildParts(
     },
     onAccepted: (result, candidateDir) => models.serveCandidate(result, candidateDir),
     onMessages,
+    readWatts: async () => (await sensors.read()).powerWatts,
   });
   const intake = new Intake({
     inboxDir: join(dir, "inbox"),
@@ -457,7 +459,6 @@ function buildParts(
     onPicture: (found) => pictures.take(found),
     concurrency: Math.max(4, config.inference.queueLength),
   });
-  const sensors = new SensorReader({ root: config.device.sysfsRoot, stationDir: dir, log });
   const readState = () => scheduleState({ config, store, sensors, runs, models });
   const commands = new CommandRunner({
     journal: store.commands,

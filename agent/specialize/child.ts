@@ -3,7 +3,7 @@ import * as v from "valibot";
 import { AgentError, messageOf } from "../errors.ts";
 import { createLogger } from "../log.ts";
 import { createEngine } from "./engine.ts";
-import { type ChildMessage, runPaths } from "./run.ts";
+import { type ChildMessage, type EndTraining, runPaths } from "./run.ts";
 import { runSpecSchema } from "./spec.ts";
 import { runStages } from "./stages.ts";
 
@@ -14,6 +14,10 @@ import { runStages } from "./stages.ts";
 async function main(runDir: string): Promise<void> {
   process.once("disconnect", () => process.exit(1));
   const log = createLogger("warn");
+  const endTraining = new AbortController();
+  process.on("message", (message: EndTraining) => {
+    if (message.type === "end-training") endTraining.abort();
+  });
   const spec = v.parse(runSpecSchema, JSON.parse(await readFile(runPaths(runDir).spec, "utf8")));
   const engine = await createEngine({ ...spec.options, log });
   try {
@@ -25,6 +29,8 @@ async function main(runDir: string): Promise<void> {
       onStage: (stage, report) =>
         tell(report ? { type: "stage-finished", stage, report } : { type: "stage-started", stage }),
       onProgress: (stage, done, total) => tell({ type: "progress", stage, done, total }),
+      onTrained: (point) => tell({ type: "trained", stage: "fine-tune", point }),
+      endTraining: endTraining.signal,
       // A run is stopped by killing this process.
       signal: new AbortController().signal,
     });

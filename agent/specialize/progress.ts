@@ -63,7 +63,7 @@ export class RunProgress {
       this.#withinStage = 0;
     } else if (event.type === "progress") {
       this.#withinStage = event.total > 0 ? event.done / event.total : 0;
-    } else {
+    } else if (event.type === "stage-finished") {
       this.#withinStage = 1;
     }
     this.#stage = event.stage;

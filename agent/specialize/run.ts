@@ -21,17 +21,25 @@ import {
   type StageReport,
   stageReportSchema,
 } from "./spec.ts";
+import type { TrainingPoint } from "./training-point.ts";
 
 /** What a run tells while it goes on. */
 export type RunEvent =
   | { readonly type: "stage-started"; readonly stage: StageName }
   | { readonly type: "stage-finished"; readonly stage: StageName; readonly report: StageReport }
+  /** A point of the loss curve: steps and seconds so far, and what was seen since the last one. */
+  | { readonly type: "trained"; readonly stage: StageName; readonly point: TrainingPoint }
   | {
       readonly type: "progress";
       readonly stage: StageName;
       readonly done: number;
       readonly total: number;
     };
+
+/** A message of the parent to its specialize child: training ends with what it has. */
+export interface EndTraining {
+  readonly type: "end-training";
+}
 
 /** A message of the specialize child to its parent. */
 export type ChildMessage =
@@ -106,6 +114,8 @@ export async function specialize(options: {
   measureLatency: MeasureLatency;
   onEvent: (event: RunEvent) => void;
   onChild?: (pid: number) => void;
+  /** Fires where training is to end with what it has: the run's energy is used up. */
+  endTraining?: AbortSignal;
   clock: Clock;
   log: Logger;
   signal: AbortSignal;
@@ -222,6 +232,9 @@ async function runChild(
   if (child.pid !== undefined) options.onChild?.(child.pid);
   const abort = () => child.kill("SIGKILL");
   signal.addEventListener("abort", abort, { once: true });
+  const endTraining = () => child.send({ type: "end-training" } satisfies EndTraining);
+  if (options.endTraining?.aborted) endTraining();
+  options.endTraining?.addEventListener("abort", endTraining, { once: true });
   try {
     return await outcomeOf(child, options.onEvent);
   } catch (error) {
@@ -238,6 +251,7 @@ async function runChild(
     throw error;
   } finally {
     signal.removeEventListener("abort", abort);
+    options.endTraining?.removeEventListener("abort", endTraining);
     child.kill("SIGKILL");
   }
 }

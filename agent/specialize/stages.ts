@@ -60,6 +60,7 @@ import {
 import { searchPlans } from "./search.ts";
 import type { SearchedPlan } from "./search-space.ts";
 import { type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
+import type { TrainingPoint } from "./training-point.ts";
 
 /** What the stages of a run need beside its spec. */
 export interface StageContext {
@@ -69,6 +70,9 @@ export interface StageContext {
   readonly log: Logger;
   readonly onStage: (name: StageName, report: StageReport | null) => void;
   readonly onProgress: (stage: StageName, done: number, total: number) => void;
+  readonly onTrained: (point: TrainingPoint) => void;
+  /** Fires where training is to end with what it has. */
+  readonly endTraining: AbortSignal;
   readonly signal: AbortSignal;
 }
 

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, isoTime } from "../clock.ts";
 import { aimOf, fineTuneOf, type StationConfig } from "../config/schema.ts";
+import { EnergyMeter } from "../device/energy.ts";
 import { AgentError, messageOf } from "../errors.ts";
 import { fileExists, readJsonIfExists } from "../files.ts";
 import type { BuildMessage } from "../fleet/messages.ts";
@@ -15,6 +16,7 @@ import { type RunOutlook, RunProgress } from "../specialize/progress.ts";
 import { type MeasureLatency, type RunEvent, runPaths, specialize } from "../specialize/run.ts";
 import type { RunResult, RunSpec } from "../specialize/spec.ts";
 import { assignRoles, type Role, takeShots } from "../specialize/split.ts";
+import type { TrainingPoint } from "../specialize/training-point.ts";
 import type { Store } from "../store/store.ts";
 import { forgetVanished } from "./pictures.ts";
 
@@ -35,6 +37,8 @@ export interface RunFlowOptions {
   /** Publishes and serves an accepted candidate. */
   readonly onAccepted: (result: RunResult, candidateDir: string) => Promise<void>;
   readonly onMessages: () => void;
+  /** Power that the box draws now, in watts; null where it cannot be read. */
+  readonly readWatts: () => Promise<number | null>;
 }
 
 /** Folders of finished runs that stay for inspection. */
@@ -45,6 +49,8 @@ const MAX_DEATHS = 3;
 const DEATH_CODES: ReadonlySet<string> = new Set(["RUN_ABORTED", "INFERENCE_FAILED"]);
 /** A stage's progress goes into the database at most this often: each is a write to the disk. */
 const PROGRESS_MS = 5000;
+/** Power is read this often while a run goes on. */
+const POWER_MS = 10_000;
 
 /** From labels to a verdict: plans a run, watches over it, records it, and hands on the result. */
 export class RunFlow {
@@ -208,8 +214,18 @@ export class RunFlow {
     }
   }
 
-  /** Does the stages; a process killed in one (short memory, a person) costs only that stage. */
   async #doStages(spec: RunSpec): Promise<RunResult> {
+    const over = new AbortController();
+    const isOver = AbortSignal.any([over.signal, this.#stop.signal]);
+    try {
+      return await this.#doStagesInLives(spec, this.#watchEnergy(spec.id, isOver));
+    } finally {
+      over.abort();
+    }
+  }
+
+  /** Does the stages; a process killed in one (short memory, a person) costs only that stage. */
+  async #doStagesInLives(spec: RunSpec, endTraining: AbortSignal): Promise<RunResult> {
     const { clock, log, measureLatency, onChild } = this.#options;
     const { id } = spec;
     const { signal } = this.#stop;
@@ -223,6 +239,7 @@ export class RunFlow {
           measureLatency,
           onEvent: (event) => {
             if (event.type === "stage-finished") deaths = 0;
+            if (event.type === "trained") this.#recordTraining(id, event.point);
             const outlook = progress.update(event, clock.monotonicMs());
             const nowMs = clock.monotonicMs();
             const isDue = event.type !== "progress" || nowMs - savedMs >= PROGRESS_MS;
@@ -231,6 +248,7 @@ export class RunFlow {
             this.#tellProgress(id, event, outlook);
           },
           onChild,
+          endTraining,
           clock,
           log,
           signal,
@@ -248,6 +266,46 @@ export class RunFlow {
     }
   }
 
+  #recordTraining(id: string, point: TrainingPoint): void {
+    const { store, log } = this.#options;
+    try {
+      store.runs.addTrainingPoint(id, point);
+    } catch (error) {
+      log.error(
+        { run: id, reason: messageOf(error) },
+        "a point of the loss curve was not recorded",
+      );
+    }
+  }
+
+  /**
+   * Adds up the energy of a run and fires when it has drawn as much as the configuration allows,
+   * so that training ends. What one process of the station does not see (before a restart, or
+   * without a sensor) is not counted.
+   */
+  #watchEnergy(id: string, isOver: AbortSignal): AbortSignal {
+    const { clock, config, log, readWatts } = this.#options;
+    const { maxWattHours } = config.fineTune;
+    const spent = new AbortController();
+    if (maxWattHours === null) return spent.signal;
+    const meter = new EnergyMeter(clock);
+    const watch = async (): Promise<void> => {
+      while (!isOver.aborted) {
+        meter.add(await readWatts());
+        if ((meter.energyWh ?? 0) >= maxWattHours) {
+          log.info({ run: id, energyWh: meter.energyWh }, "the run's energy is used up");
+          spent.abort();
+          return;
+        }
+        await clock.sleep(POWER_MS, isOver);
+      }
+    };
+    watch().catch((error: unknown) => {
+      if (!isOver.aborted) log.warn({ run: id, reason: messageOf(error) }, "energy is not watched");
+    });
+    return spent.signal;
+  }
+
   /** A disk that is full for a while must not cost a run; the verdict records what is missing. */
   #tellProgress(id: string, event: RunEvent, outlook: RunOutlook): void {
     const { store, log } = this.#options;
@@ -260,7 +318,7 @@ export class RunFlow {
   }
 
   #recordStage(id: string, event: RunEvent, secondsLeft: number | null): void {
-    if (event.type === "progress") return;
+    if (event.type === "progress" || event.type === "trained") return;
     const { store, build, log, onMessages } = this.#options;
     const { stage } = event;
     store.transaction(() => {

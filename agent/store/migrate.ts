@@ -2,6 +2,7 @@ import { type Clock, isoTime } from "../clock.ts";
 import { AgentError } from "../errors.ts";
 import { APPLICATION_ID, type Connection } from "./connection.ts";
 import { STATION_SQL } from "./migrations/0001-station.ts";
+import { TRAINING_SQL } from "./migrations/0002-training.ts";
 
 /** One step of the schema; its number is its place in the list, counted from 1. */
 export interface Migration {
@@ -10,7 +11,10 @@ export interface Migration {
 }
 
 /** Every step ever released, in order. A released step is never changed. */
-export const MIGRATIONS: readonly Migration[] = [{ name: "0001-station", sql: STATION_SQL }];
+export const MIGRATIONS: readonly Migration[] = [
+  { name: "0001-station", sql: STATION_SQL },
+  { name: "0002-training", sql: TRAINING_SQL },
+];
 
 /** `user_version` of a database that this agent writes. */
 export const SCHEMA_VERSION = MIGRATIONS.length;

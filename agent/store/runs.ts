@@ -68,6 +68,21 @@ export interface VerdictRecord extends VerdictEntry {
   at: string;
 }
 
+/** One point of a run's loss curve. */
+export interface TrainingPoint {
+  /** Optimizer steps done so far, over all rounds. */
+  step: number;
+  /** Seconds of training so far. */
+  seconds: number;
+  learningRate: number;
+  /** Mean over the steps since the last point. */
+  loss: number;
+  /** On training bursts that are not trained on; null where there are none. */
+  validationLoss: number | null;
+  /** Share of their pictures that are right, in [0, 1]. */
+  validationAccuracy: number | null;
+}
+
 /** Specialize runs, their stages and their verdicts. */
 export class Runs {
   readonly #db: Connection;
@@ -132,6 +147,17 @@ export class Runs {
       { runId, name, state: end.state, seconds: end.seconds, detail: end.detail ?? null },
     );
     if (changes === 0) throw new RangeError(`expected a started stage of ${runId}, got "${name}"`);
+  }
+
+  /** Adds a point to a run's loss curve; one of the same step is replaced. */
+  addTrainingPoint(runId: string, point: TrainingPoint): void {
+    this.#db.run(
+      `INSERT OR REPLACE INTO training_points (run_id, step, seconds, learning_rate, loss,
+         validation_loss, validation_accuracy, at)
+       VALUES (:runId, :step, :seconds, :learningRate, :loss, :validationLoss,
+         :validationAccuracy, :at)`,
+      { runId, ...point, at: this.#now() },
+    );
   }
 
   /** For other processes to see. Each call is a write to the disk: at most one every seconds. */
