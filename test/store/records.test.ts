@@ -32,6 +32,9 @@ function liveThrough(store: Store): number {
   store.runs.startStage("run-1", "split");
   store.runs.endStage("run-1", "split", { state: "finished", seconds: 0.2, detail: "12 bursts" });
   store.runs.startStage("run-1", "compress");
+  const point = { step: 50, seconds: 90, learningRate: 5e-4, loss: 0.25 };
+  store.runs.addTrainingPoint("run-1", { ...point, validationLoss: 0.5, validationAccuracy: 0.9 });
+  store.runs.addTrainingPoint("run-1", { ...point, validationLoss: 0.4, validationAccuracy: null });
   store.runs.setProgress("run-1", { stage: "compress", share: 0.4, secondsLeft: 80 });
   const verdict = {
     runId: "run-1",
@@ -93,6 +96,14 @@ test("views: read like tables for people", async (t) => {
   assert.equal(run["candidate_size_mb"], 16.3);
   assert.equal(run["last_stage"], "compress");
   assert.equal(run["progress_percent"], 40);
+
+  const trained = one("SELECT count(*) AS points, * FROM v_training");
+  assert.equal(trained["points"], 1, "a step that is told again replaces itself");
+  assert.deepEqual([trained["run"], trained["step"], trained["minutes"]], ["run-1", 50, 1.5]);
+  assert.deepEqual(
+    [trained["validation_loss"], trained["validation_accuracy_percent"]],
+    [0.4, null],
+  );
 
   const model = one("SELECT * FROM v_models");
   assert.equal(model["serving"], "yes");
