@@ -106,6 +106,38 @@ export function takeShots<P extends SplitPicture>(
   return result;
 }
 
+/**
+ * Bursts of the training side that a fine-tuning leaves out, to see by them when to stop: of each
+ * class about `share` of the pictures, in whole bursts, and never its only burst.
+ *
+ * @param seed the same seed and pictures give the same bursts in any order of the pictures.
+ */
+export function validationBursts(
+  pictures: readonly SplitPicture[],
+  share: number,
+  seed: number,
+): Set<string> {
+  const chosen = new Set<string>();
+  const labels = new Map(
+    [...groups(pictures, (p) => p.burst)].map(
+      ([burst, frames]) => [burst, new Set(frames.map((p) => p.label)).size] as const,
+    ),
+  );
+  for (const [, ofClass] of sortedGroups(pictures, (p) => p.label)) {
+    const own = ofClass.filter(({ burst }) => labels.get(burst) === 1);
+    const shared = own.length < ofClass.length;
+    const bursts = sortedGroups(own, (p) => hashKey(`validation ${seed}/${p.burst}`));
+    let taken = 0;
+    // What a class shares with another stays in training, as does one burst of each.
+    for (const [, frames] of bursts.slice(shared ? 0 : 1)) {
+      if (taken + frames.length > Math.max(1, Math.round(share * ofClass.length))) continue;
+      chosen.add(frames[0]!.burst);
+      taken += frames.length;
+    }
+  }
+  return chosen;
+}
+
 function roundRobin<T>(queues: readonly (readonly T[])[]): T[] {
   const longest = Math.max(0, ...queues.map((queue) => queue.length));
   return Array.from({ length: longest }, (_, turn) =>

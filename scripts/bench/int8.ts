@@ -5,7 +5,10 @@ import { InferenceSession } from "onnxruntime-node";
 import { createLogger } from "../../agent/log.ts";
 import { findSwishes } from "../../agent/onnx/activations.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
+import { findChannelGroups } from "../../agent/onnx/channel-groups.ts";
 import { type Graph, readGraph, writeGraph } from "../../agent/onnx/graph.ts";
+import { countParameters } from "../../agent/onnx/initializers.ts";
+import { keepUnits } from "../../agent/onnx/keep-units.ts";
 import { findPrunableLayers } from "../../agent/onnx/prunable-layers.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
 import { swapForIntegers } from "../../agent/specialize/activation-swap.ts";
@@ -15,6 +18,7 @@ import type { Calibration, CompressEnvironment } from "../../agent/specialize/en
 import { compareLatency } from "../../agent/specialize/graph-latency.ts";
 import { loadNetwork } from "../../agent/specialize/network.ts";
 import { compareOutputs, outputsOf } from "../../agent/specialize/output-difference.ts";
+import { widthOf } from "../../agent/specialize/pipeline.ts";
 import { quantizeNetwork } from "../../agent/specialize/quantize-network.ts";
 import { simplifyNetwork } from "../../agent/specialize/simplify-network.ts";
 import { buildNetwork } from "../networks/build-network.ts";
@@ -234,26 +238,52 @@ async function nodesOf(graph: Graph): Promise<Record<string, number>> {
   }
 }
 
-/** The ResNet-50 shape: speed alone, as its weights are random. */
+/**
+ * The ResNet-50 shape: speed alone, as its weights are random. `narrowed` has half of the channels
+ * of every group, the residual streams included, which leaves about a quarter of the parameters.
+ */
 async function benchShape(): Promise<object> {
   const log = createLogger("error");
   const engine = await createEngine({ executionProviders: ["cpu"], intraOpThreads: 0, log });
   try {
     const bytes = writeGraph(buildNetwork("resnet-50"));
-    const network = await loadNetwork(bytes, { height: SIDE, width: SIDE }, engine);
-    const quantized = await quantizeNetwork(network.backbone, {
-      engine,
-      calibration: onePicture(4, 2),
-      workDir: tmpdir(),
-      memoryBytes: 2 ** 27,
-      damping: 0.01,
-      onProgress: () => undefined,
-      signal: new AbortController().signal,
-      largestError: Number.POSITIVE_INFINITY,
-    });
-    const forms = { float: network.backbone, int8: quantized.graph };
-    return { shape: "resnet-50", speed: await speedOf(forms, engine) };
+    const { backbone } = await loadNetwork(bytes, { height: SIDE, width: SIDE }, engine);
+    const narrowed = halfOfAllUnits(backbone);
+    const forms = {
+      float: backbone,
+      int8: await shapeInIntegers(backbone, engine),
+      narrowed,
+      "narrowed+int8": await shapeInIntegers(narrowed, engine),
+    };
+    const share = countParameters(narrowed).parameters / countParameters(backbone).parameters;
+    return {
+      shape: "resnet-50",
+      parametersOfNarrowed: share,
+      speed: await speedOf(forms, engine),
+    };
   } finally {
     await engine.close();
   }
+}
+
+/** Any units: it is the shape that is timed. */
+function halfOfAllUnits(graph: Graph): Graph {
+  return findChannelGroups(graph).groups.reduce((narrower, group) => {
+    const half = Array.from({ length: widthOf(group.units / 2, group.units) }, (_, unit) => unit);
+    return keepUnits(narrower, group, half);
+  }, graph);
+}
+
+async function shapeInIntegers(graph: Graph, engine: Engine): Promise<Graph> {
+  const quantized = await quantizeNetwork(graph, {
+    engine,
+    calibration: onePicture(4, 2),
+    workDir: tmpdir(),
+    memoryBytes: 2 ** 27,
+    damping: 0.01,
+    onProgress: () => undefined,
+    signal: new AbortController().signal,
+    largestError: Number.POSITIVE_INFINITY,
+  });
+  return quantized.graph;
 }

@@ -1,6 +1,11 @@
-import { stringAttribute } from "../graph.ts";
+import { floatAttribute, stringAttribute } from "../graph.ts";
 import { DataType } from "../tensor.ts";
-import { type BackwardContext, type BackwardRule, outputGradient } from "./backward-rule.ts";
+import {
+  type BackwardContext,
+  type BackwardRule,
+  outputGradient,
+  unbroadcast,
+} from "./backward-rule.ts";
 
 /**
  * 1 where a value is positive, else 0.
@@ -35,6 +40,12 @@ export function isWithin(
   return both ? context.make("Cast", [both], { to: DataType.FLOAT }) : undefined;
 }
 
+/** 1 where a value lies between two numbers, not on them; else 0. */
+function isBetween(context: BackwardContext, value: string, low: number, high: number): string {
+  const limits = [context.floats([], [low]), context.floats([], [high])] as const;
+  return isWithin(context, value, ...limits, "outside")!;
+}
+
 /** The rule of y = f(x) from its derivative f′(x). */
 function fromDerivative(
   derivative: (context: BackwardContext, x: string, y: string) => string,
@@ -47,6 +58,62 @@ function fromDerivative(
 
 /** y = max(x, 0): dx = dy · 1[y > 0]. */
 const relu = fromDerivative((context, _, y) => isPositive(context, y));
+
+/** y = x where x > 0, else αx, α in [0, 1]: dx = dy · max(1[y > 0], α). */
+const leakyRelu = fromDerivative((context, _, y) => {
+  const alpha = floatAttribute(context.node, "alpha", 0.01);
+  if (!(alpha >= 0 && alpha <= 1)) throw new RangeError(`expected alpha in [0, 1], got ${alpha}`);
+  return context.make("Clip", [isPositive(context, y), context.floats([], [alpha])]);
+});
+
+/** y = x where x > 0, else s · x: dx = dy where x > 0, else s · dy; ds = dy · x where x < 0. */
+const prelu: BackwardRule = (context) => {
+  const [x = "", s = ""] = context.node.inputs;
+  const dy = outputGradient(context);
+  const above = context.make("Mul", [dy, isPositive(context, x)]);
+  const below = context.make("Sub", [dy, above]);
+  return [
+    context.wants(0) ? context.make("Add", [above, context.make("Mul", [below, s])]) : undefined,
+    context.wants(1)
+      ? unbroadcast(context, context.make("Mul", [below, x]), context.dims(s))
+      : undefined,
+  ];
+};
+
+/** y = x where x > 0, else α · (eˣ − 1): dx = dy where y > 0, else dy · (y + α). */
+const elu = fromDerivative((context, x, y) => {
+  const alpha = floatAttribute(context.node, "alpha", 1);
+  const number = (value: number) => context.floats([], [value]);
+  // With α = 1 the slope min(y + 1, 1) has no step at 0.
+  const slope = context.make("Add", [y, number(alpha)]);
+  const capped = context.make("Clip", [slope, "", number(alpha)]);
+  if (alpha === 1) return capped;
+  const step = context.make("Mul", [isPositive(context, x), number(1 - alpha)]);
+  return context.make("Add", [capped, step]);
+});
+
+/** y = ln(1 + eˣ): dx = dy · σ(x). */
+const softplus = fromDerivative((context, x) => context.make("Sigmoid", [x]));
+
+/** y = tanh x: dx = dy · (1 − y²). */
+const tanh = fromDerivative((context, _, y) =>
+  context.make("Sub", [context.floats([], [1]), context.make("Mul", [y, y])]),
+);
+
+/** y = max(0, min(1, αx + β)): dx = dy · α · 1[0 < y < 1]. */
+const hardSigmoid = fromDerivative((context, _, y) => {
+  const alpha = context.floats([], [floatAttribute(context.node, "alpha", 0.2)]);
+  return context.make("Mul", [isBetween(context, y, 0, 1), alpha]);
+});
+
+/** y = x · h with h = max(0, min(1, x/6 + ½)): dx = dy · (h + (h − ½) · 1[0 < h < 1]). */
+const hardSwish = fromDerivative((context, x) => {
+  const half = { type: "float", value: 0.5 } as const;
+  const h = context.make("HardSigmoid", [x], { alpha: 1 / 6, beta: half });
+  const centered = context.make("Sub", [h, context.floats([], [0.5])]);
+  const rest = context.make("Mul", [centered, isBetween(context, h, 0, 1)]);
+  return context.make("Add", [h, rest]);
+});
 
 /** y = σ(x): dx = dy · y · (1 − y). */
 const sigmoid = fromDerivative((context, _, y) =>
@@ -130,6 +197,13 @@ const tanhGelu = fromDerivative((context, x, y) => {
 /** Activation functions, element by element. */
 export const ACTIVATION_RULES: Readonly<Record<string, BackwardRule>> = {
   Relu: relu,
+  LeakyRelu: leakyRelu,
+  PRelu: prelu,
+  Elu: elu,
+  Softplus: softplus,
+  Tanh: tanh,
+  HardSigmoid: hardSigmoid,
+  HardSwish: hardSwish,
   Sigmoid: sigmoid,
   Clip: clip,
   Erf: erf,
