@@ -123,9 +123,11 @@ async function judge(specialist: Specialist, forms: Forms) {
 /** Times of all forms by turns, and how far the integer ones are from what arithmetic allows. */
 async function speedOf(forms: Forms, engine: Engine): Promise<object> {
   const names = Object.keys(forms);
-  const dense = forms["float"]!;
   const rates = await bestRates(engine);
-  const products = await countProducts(dense, engine);
+  const products = new Map<string, number>();
+  for (const name of names) {
+    products.set(name, await countProducts(forms[floatOf(name)]!, engine));
+  }
   const byBatch: Record<string, object> = {};
   for (const batch of [1, 8]) {
     const timed = names.map((name) => ({ graph: forms[name]!, height: SIDE, width: SIDE }));
@@ -133,7 +135,7 @@ async function speedOf(forms: Forms, engine: Engine): Promise<object> {
     byBatch[`batch${batch}`] = Object.fromEntries(
       names.map((name, i) => {
         const integer = name.endsWith("int8");
-        const limitMs = (1e3 * batch * products) / (integer ? rates.int8 : rates.float);
+        const limitMs = (1e3 * batch * products.get(name)!) / (integer ? rates.int8 : rates.float);
         const milliseconds = times[i]!;
         const speedup = times[0]! / milliseconds;
         return [name, { milliseconds, speedup, overLimit: milliseconds / limitMs }] as const;
@@ -142,7 +144,17 @@ async function speedOf(forms: Forms, engine: Engine): Promise<object> {
   }
   const nodes: Record<string, object> = {};
   for (const name of names) nodes[name] = await nodesOf(forms[name]!);
-  return { ...byBatch, multiplications: products, bestPerSecond: rates, nodes };
+  return {
+    ...byBatch,
+    multiplications: Object.fromEntries(products),
+    bestPerSecond: rates,
+    nodes,
+  };
+}
+
+/** The form that an integer one was made of. */
+function floatOf(name: string): string {
+  return name.replace(/\+?int8$/, "") || "float";
 }
 
 /** Multiplications of all layers for one picture. */
