@@ -182,11 +182,15 @@ const gemm: Rule = (node, [a, b]) => {
 };
 
 const matMul: Rule = (_, [a, b]) => {
-  if (!a || !b || a.dims.length < 2 || b.dims.length < 2) return undefined;
-  const inner = a.dims.at(-1);
-  if (inner !== b.dims.at(-2)) throw new RangeError(`[${a.dims}] times [${b.dims}]`);
-  const outer = broadcastDims(a.dims.slice(0, -2), b.dims.slice(0, -2));
-  return [[...outer, a.dims.at(-2)!, b.dims.at(-1)!]];
+  if (!a || !b || a.dims.length === 0 || b.dims.length === 0) return undefined;
+  // A vector is one row on the left and one column on the right, which the product does not show.
+  const left = a.dims.length === 1 ? [1, ...a.dims] : a.dims;
+  const right = b.dims.length === 1 ? [...b.dims, 1] : b.dims;
+  if (left.at(-1) !== right.at(-2)) throw new RangeError(`[${a.dims}] times [${b.dims}]`);
+  const outer = broadcastDims(left.slice(0, -2), right.slice(0, -2));
+  const rows = a.dims.length === 1 ? [] : [left.at(-2)!];
+  const columns = b.dims.length === 1 ? [] : [right.at(-1)!];
+  return [[...outer, ...rows, ...columns]];
 };
 
 const reshape: Rule = (node, [x, target]) => {
@@ -313,10 +317,18 @@ const constant: Rule = (node) => {
   return value?.type === "tensor" ? [value.value.dims] : undefined;
 };
 
-const pad: Rule = (node, [x, given]) => {
+const pad: Rule = (node, [x, given, , axesIn]) => {
   const pads = given ? given.values : intsAttribute(node, "pads", []);
-  if (!x || pads?.length !== 2 * x.dims.length) return undefined;
-  return [x.dims.map((size, i) => size + pads[i]! + pads[i + x.dims.length]!)];
+  if (!x || !pads) return undefined;
+  const counted = node.inputs[3] ? axesIn?.values : x.dims.map((_, axis) => axis);
+  if (!counted || pads.length !== 2 * counted.length) return undefined;
+  const axes = axesOf(counted, x.dims.length);
+  return [
+    x.dims.map((size, axis) => {
+      const i = axes.indexOf(axis);
+      return i < 0 ? size : size + pads[i]! + pads[i + axes.length]!;
+    }),
+  ];
 };
 
 const tile: Rule = (_, [x, repeats]) =>

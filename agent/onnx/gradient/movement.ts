@@ -178,7 +178,7 @@ const gather = ofData((context, x, dy) => {
   const [outer, inner] = [dims.slice(0, axis), dims.slice(axis + 1)];
   const [size, count] = [dims[axis]!, elementCount(context.dims(node.inputs[1]!))];
   const indices = knownIndices(context, size);
-  if (indices?.every((index, i) => index === indices[0]! + i)) {
+  if (count > 0 && indices?.every((index, i) => index === indices[0]! + i)) {
     const flat = context.make("Reshape", [dy, context.integers([...outer, count, ...inner])]);
     return padded(context, flat, axis, indices[0]!, size - indices[0]! - count);
   }
