@@ -19,6 +19,8 @@ export const builtSchema = v.strictObject({
   plan: compressionPlanSchema,
   /** Latency over the dense network's, as the search predicted it; null without a search. */
   predictedLatencyRatio: v.nullable(v.number()),
+  /** Points that the search counted on being lost; null without a search, and in older runs. */
+  searchedDropPoints: v.optional(v.nullable(v.number()), null),
   reports: v.array(
     v.strictObject({
       name: v.string(),

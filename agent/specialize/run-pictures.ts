@@ -97,9 +97,13 @@ export class RunPictures {
   /**
    * At most `limit` training samples: class by class in turn, so that it takes as many of each, and
    * mirror images only after all pictures, which tell more.
+   *
+   * @param without bursts to leave out, for others to be judged by.
    */
-  calibrationSamples(limit: number): Sample[] {
-    const all = this.trainingSamples().sort((a, b) => Number(a.flipped) - Number(b.flipped));
+  calibrationSamples(limit: number, without: ReadonlySet<string> = new Set()): Sample[] {
+    const all = this.trainingSamples()
+      .filter(({ row }) => !without.has(this.pictures[row]!.burst))
+      .sort((a, b) => Number(a.flipped) - Number(b.flipped));
     const queues = this.classes.map((label) =>
       all.filter(({ row }) => this.pictures[row]!.label === label),
     );

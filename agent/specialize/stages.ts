@@ -60,6 +60,7 @@ import {
 import { searchPlans } from "./search.ts";
 import type { SearchedPlan } from "./search-space.ts";
 import { type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
+import { validationBursts } from "./split.ts";
 import type { TrainingPoint } from "./training-point.ts";
 
 /** What the stages of a run need beside its spec. */
@@ -80,6 +81,8 @@ export interface StageContext {
 const BORDER_MEMORY_BYTES = 128 * 2 ** 20;
 /** Plans for the aim that are built at most, and others along the front. */
 const MAX_PLANS = 3;
+/** Share of the training pictures that a search judges by. */
+const UNSEEN_SHARE = 0.35;
 /** A checkpoint of the network while it is compressed, at most this often. */
 const CHECKPOINT_MS = 20_000;
 /** Seeds and tolerance of the known answers; float32 sums differ by about 1e-5 between machines. */
@@ -138,7 +141,9 @@ const compressFile = v.object({
 });
 
 /** What a search leaves for the building: the plans worth building, the dense one left out. */
-const plansFile = v.array(v.pick(builtSchema, ["plan", "predictedLatencyRatio"]));
+const plansFile = v.array(
+  v.pick(builtSchema, ["plan", "predictedLatencyRatio", "searchedDropPoints"]),
+);
 
 const scoreFile = v.object({
   /** Null where a picture was never held back, which JSON has no other number for. */
@@ -200,10 +205,14 @@ class Run {
     const plans: v.InferOutput<typeof plansFile> = [];
     if (method.kind === "fixed" && !changesNothing(method)) {
       const { plan } = planOf(method, network.backbone);
-      plans.push({ plan, predictedLatencyRatio: null });
+      plans.push({ plan, predictedLatencyRatio: null, searchedDropPoints: null });
     } else if (method.kind === "auto") {
-      for (const { plan, latencyRatio } of await this.#searchedPlans()) {
-        plans.push({ plan, predictedLatencyRatio: latencyRatio });
+      for (const { plan, latencyRatio, dropPoints } of await this.#searchedPlans()) {
+        plans.push({
+          plan,
+          predictedLatencyRatio: latencyRatio,
+          searchedDropPoints: Number.isFinite(dropPoints) ? dropPoints : null,
+        });
       }
     }
     await writeJsonAtomic(this.#work("plans.json"), plans);
@@ -218,8 +227,11 @@ class Run {
     const { network, pictures } = this.#loaded();
     const { aim, searchSeconds, seed, latencyTablePath } = spec.options;
     const plain = pictures.samples("train");
-    const score = async (graph: Graph, size: InputSize) =>
-      this.#score(await this.#run(graph, plain, size, "search"), plain);
+    const unseen = this.#unseenBursts();
+    const score = async (graph: Graph, size: InputSize): Promise<FeatureScore> => {
+      const scored = await this.#score(await this.#run(graph, plain, size, "search"), plain);
+      return unseen.size === 0 ? scored : { ...scored, hits: this.#only(unseen, plain, scored) };
+    };
     const dense = await score(network.backbone, null);
     const { parameters } = countParameters(network.graph);
     const head = this.#inputs() * pictures.classes.length + pictures.classes.length;
@@ -227,7 +239,7 @@ class Run {
       dense: network.backbone,
       size: spec.generalist.preprocessing,
       aim,
-      environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
+      environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined, unseen)),
       judge: async (graph, size) => {
         const other = await score(graph, size);
         const { points, standardError } = expectedDrop(dense, other);
@@ -250,13 +262,35 @@ class Run {
     return [...chosen, ...spread];
   }
 
+  /**
+   * Training bursts that a search fits nothing to and judges by: layers that are fitted to a
+   * picture reproduce it better than the next one. Empty where classes have one burst each.
+   */
+  #unseenBursts(): Set<string> {
+    const { pictures } = this.#loaded();
+    const train = pictures.pictures.filter(({ role }) => role === "train");
+    return validationBursts(train, UNSEEN_SHARE, this.#context.spec.options.seed);
+  }
+
+  /** Hits of the samples of some bursts; NaN, which is not counted, for the others. */
+  #only(bursts: ReadonlySet<string>, samples: readonly Sample[], { hits }: FeatureScore): number[] {
+    const frames = this.#frames(samples);
+    return hits.map((hit, i) => (bursts.has(frames[i]!.burst) ? hit : Number.NaN));
+  }
+
   /** Builds the network of every plan; point 0 is the dense one. */
   async compress(): Promise<void> {
     const { network } = this.#loaded();
     const plans = v.parse(plansFile, await readJsonIfExists(this.#work("plans.json")));
     const method = parseMethod(this.#context.spec.options.method);
     const left = method.kind === "fixed" ? planOf(method, network.backbone).refused : [];
-    const dense: Built = { plan: NO_CHANGE, predictedLatencyRatio: 1, reports: [], refused: [] };
+    const dense: Built = {
+      plan: NO_CHANGE,
+      predictedLatencyRatio: 1,
+      searchedDropPoints: 0,
+      reports: [],
+      refused: [],
+    };
     await this.#writeBuilt(0, network.backbone, dense);
     const start = performance.now();
     const seconds = this.#searches()
@@ -350,7 +384,7 @@ class Run {
     head: SpecialistHead,
     score: FeatureScore | null,
   ): Promise<FrontPoint> {
-    const { plan, predictedLatencyRatio } = await this.#built(index);
+    const { plan, predictedLatencyRatio, searchedDropPoints } = await this.#built(index);
     const model = withLinearHead(graph, head);
     const { nonzero } = countParameters(model);
     const bytes = writeGraph(toSparseInitializers(model)).length;
@@ -374,7 +408,8 @@ class Run {
       predictedLatencyRatio,
       nonzero,
       bytes,
-      expectedDropPoints: drop?.points ?? null,
+      // On pictures that it was fitted to it looks better than on those that the search kept back.
+      expectedDropPoints: drop && expectedPoints(drop, searchedDropPoints),
       dropStandardError: drop?.standardError ?? null,
     };
   }
@@ -424,10 +459,11 @@ class Run {
   #environment(
     size: InputSize,
     onProgress: (done: number, total: number) => void,
+    without?: ReadonlySet<string>,
   ): CompressEnvironment {
     const { spec, engine, signal } = this.#context;
     const { pictures } = this.#loaded();
-    const samples = pictures.calibrationSamples(spec.options.calibrationPictures);
+    const samples = pictures.calibrationSamples(spec.options.calibrationPictures, without);
     return {
       engine,
       calibration: this.#source(samples, size),
@@ -727,6 +763,13 @@ class Run {
     }
     return { network: this.#network, pictures: this.#pictures };
   }
+}
+
+/** What was built loses at least what the search counted on, its margin taken off again. */
+function expectedPoints(drop: ExpectedDrop, searched: number | null): number {
+  if (searched === null) return drop.points;
+  const margin = dropToCountOn(drop) - drop.points;
+  return Math.max(drop.points, searched - margin);
 }
 
 /** The network with a linear classifier on its features: output `logits`, `[N, classes]`. */
