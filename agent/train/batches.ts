@@ -7,7 +7,7 @@ import { createRandom, type Random } from "../math/random.ts";
  * @param seed any safe integer. @param place integers that name the place; order counts.
  */
 export function randomAt(seed: number, ...place: readonly number[]): Random {
-  if (!Number.isSafeInteger(seed)) throw new RangeError(`seed: expected an integer, got ${seed}`);
+  checkSeed(seed);
   let low = mix(seed | 0);
   let high = mix(Math.floor(seed / 2 ** 32) ^ 0x9e3779b9);
   for (const at of place) {
@@ -15,6 +15,10 @@ export function randomAt(seed: number, ...place: readonly number[]): Random {
     high = mix(high ^ mix((at | 0) + 0x7f4a7c15) ^ low);
   }
   return createRandom((high >>> 11) * 2 ** 32 + (low >>> 0));
+}
+
+function checkSeed(seed: number): void {
+  if (!Number.isSafeInteger(seed)) throw new RangeError(`seed: expected an integer, got ${seed}`);
 }
 
 /** The finalizer of MurmurHash3: every bit of the input moves about half of the output's. */
@@ -45,8 +49,9 @@ const ORDER_OF_SAMPLES = 2;
  *
  * With one label for all it goes through all samples epoch by epoch.
  *
- * @param labels class of each sample. @param seed any safe integer.
- * @throws {RangeError} without samples, or at a batch size that is no positive integer.
+ * @param labels class of each sample. @param batchSize a positive integer. @param seed any safe
+ *   integer.
+ * @throws {RangeError} without samples, or where a batch size or seed is no such integer.
  */
 export function createSampler(
   labels: readonly number[],
@@ -57,6 +62,7 @@ export function createSampler(
   if (!(Number.isInteger(batchSize) && batchSize > 0)) {
     throw new RangeError(`batchSize: expected a positive integer, got ${batchSize}`);
   }
+  checkSeed(seed);
   const members = new Map<number, number[]>();
   for (const [sample, label] of labels.entries()) {
     const known = members.get(label);
