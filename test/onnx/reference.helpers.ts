@@ -1,3 +1,4 @@
+import { buildModel } from "../../agent/onnx/builder.ts";
 import {
   floatAttribute,
   type Graph,
@@ -14,11 +15,13 @@ import {
   type DoubleTensor,
   joined,
   permuted,
+  real,
   rowsAlong,
   stridesOf,
   unpermuted,
   whole,
 } from "./double-tensor.helpers.ts";
+import type { DifferentiatedCase, Values } from "./gradient.helpers.ts";
 import { averagePooled, convolved, maxPooled } from "./reference-windows.helpers.ts";
 
 /** Computes the outputs of a node. An input that is left out is undefined. */
@@ -26,7 +29,7 @@ type Operator = (node: Node, ...inputs: (DoubleTensor | undefined)[]) => DoubleT
 
 /**
  * Runs a graph in double precision, slowly and by the words of the ONNX standard (operator sets 13
- * to 17): the oracle that float32 results and gradients are held against.
+ * to 18): the oracle that float32 results and gradients are held against.
  *
  * @param feeds graph inputs; a name of an initializer replaces it.
  * @returns all values of the graph, by name.
@@ -49,6 +52,22 @@ export function runReference(
     });
   }
   return values;
+}
+
+/** A case for `assertGradients` whose oracle is {@link runReference}. */
+export function byReference(tested: Omit<DifferentiatedCase, "oracle">): DifferentiatedCase {
+  const names = Object.keys(tested.inputs);
+  const graph = buildModel({
+    inputs: [],
+    outputs: [],
+    nodes: tested.nodes,
+    initializers: tested.constants ?? {},
+  });
+  const oracle = (inputs: readonly Values[]) => {
+    const feeds = names.map((name, i) => [name, real(inputs[i]!.dims, inputs[i]!.data)] as const);
+    return runReference(graph, new Map(feeds)).get("y")!;
+  };
+  return { ...tested, oracle };
 }
 
 /** The values of a float32, integer or boolean tensor. */
@@ -347,22 +366,25 @@ const tile: Operator = (_, x, repeats) => {
   return [copies];
 };
 
-/** Without an input of axes, which came with operator set 18, and never taking values away. */
-const pad: Operator = (node, x, pads, fill) => {
-  if (stringAttribute(node, "mode", "constant") !== "constant" || pads!.data.some((p) => p < 0)) {
+/** @throws {RangeError} for other borders than constant ones. */
+const pad: Operator = (node, x, pads, fill, axesIn) => {
+  if (stringAttribute(node, "mode", "constant") !== "constant") {
     throw new RangeError(`the reference has no such Pad ("${node.name}")`);
   }
   const rank = x!.dims.length;
-  const dims = x!.dims.map((size, axis) => size + pads!.data[axis]! + pads!.data[axis + rank]!);
+  const axes = axesIn ? [...axesIn.data].map((axis) => fromFront(axis, rank)) : [...x!.dims.keys()];
+  const [before, behind] = [x!.dims.map(() => 0), x!.dims.map(() => 0)];
+  axes.forEach((axis, i) => {
+    before[axis] = pads!.data[i]!;
+    behind[axis] = pads!.data[i + axes.length]!;
+  });
+  const dims = x!.dims.map((size, axis) => size + before[axis]! + behind[axis]!);
   const data = new Float64Array(elementCount(dims)).fill(fill?.data[0] ?? 0);
   const [from, to] = [stridesOf(x!.dims), stridesOf(dims)];
   x!.data.forEach((value, place) => {
-    let at = 0;
-    x!.dims.forEach((size, axis) => {
-      const index = Math.floor(place / from[axis]!) % size;
-      at += (index + pads!.data[axis]!) * to[axis]!;
-    });
-    data[at] = value;
+    const index = x!.dims.map((size, i) => (Math.floor(place / from[i]!) % size) + before[i]!);
+    if (index.some((at, axis) => at < 0 || at >= dims[axis]!)) return;
+    data[index.reduce((sum, at, axis) => sum + at * to[axis]!, 0)] = value;
   });
   return [{ ...x!, dims, data }];
 };
