@@ -128,13 +128,13 @@ const conv: Rule = (node, [x, w]) => {
   return [[x.dims[0]!, w.dims[0]!, ...windowed(node, x.dims.slice(2), w.dims.slice(2))]];
 };
 
-const pool: Rule = (node, [x]) =>
-  x && [
-    [
-      ...x.dims.slice(0, 2),
-      ...windowed(node, x.dims.slice(2), intsAttribute(node, "kernel_shape", [])),
-    ],
-  ];
+/** MaxPool's second output, where each largest element lies, has the shape of the first. */
+const pool: Rule = (node, [x]) => {
+  if (!x) return undefined;
+  const sizes = windowed(node, x.dims.slice(2), intsAttribute(node, "kernel_shape", []));
+  const dims = [...x.dims.slice(0, 2), ...sizes];
+  return [dims, dims];
+};
 
 /** Sizes after a window has slid over `sizes`. */
 function windowed(node: Node, sizes: readonly number[], kernel: readonly number[]): number[] {

@@ -1,47 +1,6 @@
-import { intAttribute, intsAttribute, type Node, stringAttribute } from "../graph.ts";
+import { intAttribute } from "../graph.ts";
 import { type BackwardContext, type BackwardRule, outputGradient } from "./backward-rule.ts";
-
-/** How a window slides over the spatial axes of a value; one number an axis. */
-export interface Sliding {
-  readonly kernel: readonly number[];
-  readonly strides: readonly number[];
-  readonly dilations: readonly number[];
-  /** Elements of padding before the first element of each axis, and after its last. */
-  readonly before: readonly number[];
-  readonly after: readonly number[];
-}
-
-/**
- * How the window of a Conv or of a pool slides, `auto_pad` worked out: SAME pads so that there are
- * ⌈size / stride⌉ windows.
- *
- * @param sizes spatial sizes of the input.
- */
-export function slidingOf(
-  node: Node,
-  sizes: readonly number[],
-  kernel: readonly number[],
-): Sliding {
-  const ones = sizes.map(() => 1);
-  const strides = intsAttribute(node, "strides", ones);
-  const dilations = intsAttribute(node, "dilations", ones);
-  const auto = stringAttribute(node, "auto_pad", "NOTSET");
-  if (auto === "SAME_UPPER" || auto === "SAME_LOWER") {
-    const totals = sizes.map((size, i) => {
-      const windows = Math.ceil(size / strides[i]!);
-      const reach = (windows - 1) * strides[i]! + dilations[i]! * (kernel[i]! - 1) + 1;
-      return Math.max(reach - size, 0);
-    });
-    const less = totals.map((total) => Math.floor(total / 2));
-    const more = totals.map((total) => Math.ceil(total / 2));
-    const [before, after] = auto === "SAME_UPPER" ? [less, more] : [more, less];
-    return { kernel, strides, dilations, before, after };
-  }
-  const none = [...sizes, ...sizes].map(() => 0);
-  const pads = auto === "VALID" ? none : intsAttribute(node, "pads", none);
-  const before = pads.slice(0, sizes.length);
-  return { kernel, strides, dilations, before, after: pads.slice(sizes.length) };
-}
+import { type Sliding, slidingOf, spreading } from "./sliding.ts";
 
 /** A convolution's values and sizes. C and O are channels of all groups, P the product of sizes. */
 interface Convolution extends Sliding {
@@ -106,12 +65,7 @@ function inputGradient(context: BackwardContext, of: Convolution): string {
     const flipped = exchangeChannels(context, flipKernel(context, w), of);
     return context.make("Conv", [dY, flipped], { ...geometry, pads: [...lead, ...trail] });
   }
-  // Rows and columns behind the last window, which no window has reached.
-  const output_padding = sizes.map(
-    (size, i) => size + before[i]! + after[i]! - reach[i]! - 1 - strides[i]! * (outSizes[i]! - 1),
-  );
-  const pads = [...before, ...after];
-  const how = { ...geometry, strides, pads, output_padding };
+  const how = { ...geometry, strides, ...spreading(of, sizes, outSizes) };
   return context.make("ConvTranspose", [dY, w], how, dims);
 }
 
