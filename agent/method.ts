@@ -1,5 +1,5 @@
 /** Which weights become zero; see `compress/pattern.ts`. */
-type ZeroPattern =
+export type ZeroPattern =
   | { readonly kind: "unstructured"; readonly sparsity: number }
   | { readonly kind: "block"; readonly size: number; readonly sparsity: number }
   | { readonly kind: "n:m"; readonly n: number; readonly m: number };

@@ -35,6 +35,16 @@ export const builtSchema = v.strictObject({
 /** See {@link builtSchema}. */
 export type Built = v.InferOutput<typeof builtSchema>;
 
+/** How one round of training went. */
+export const roundReportSchema = v.strictObject({
+  steps: count,
+  seconds: v.number(),
+  /** Cross entropy on training bursts that were kept back, before and at the best; null: none. */
+  validationLoss: v.nullable(v.strictObject({ before: v.number(), after: v.number() })),
+  /** Why it ended before its limits; null where it did not. */
+  ended: v.nullable(v.string()),
+});
+
 /** A specialist that could be chosen, and what it costs. */
 export const frontPointSchema = v.strictObject({
   /** Its network is `front/<index>.onnx`; point 0 is the dense network. */
@@ -53,6 +63,10 @@ export const frontPointSchema = v.strictObject({
   expectedDropPoints: v.nullable(v.number()),
   /** Standard error of those points; null where there are none, and in fronts of older runs. */
   dropStandardError: v.optional(v.nullable(v.number()), null),
+  /** The point whose network was trained to become this one; null where nothing was trained. */
+  trainedFrom: v.optional(v.nullable(count), null),
+  /** How its training went, round by round; empty where there was none. */
+  training: v.optional(v.array(roundReportSchema), []),
 });
 
 /** See {@link frontPointSchema}. */

@@ -1,5 +1,5 @@
 import { AgentError } from "../errors.ts";
-import { type FixedMethod, formatPattern, parseMethod } from "../method.ts";
+import { type FixedMethod, formatPattern, parseMethod, type ZeroPattern } from "../method.ts";
 import { findSwishes } from "../onnx/activations.ts";
 import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
@@ -112,7 +112,8 @@ export function atInputSize(graph: Graph, size: InputSize): Graph {
   );
 }
 
-function patternOf(text: string): LayerPattern {
+/** @throws {RangeError} where the text is no pattern of zeros. */
+export function patternOf(text: string): ZeroPattern {
   const method = parseMethod(text);
   if (method.kind === "fixed" && method.pattern !== null) return method.pattern;
   throw new RangeError(`expected a pattern of zeros such as unstructured:0.5, got "${text}"`);

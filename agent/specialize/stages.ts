@@ -29,6 +29,7 @@ import type { Engine } from "./engine.ts";
 import type { Calibration, CompressEnvironment } from "./environment.ts";
 import { type FrameOutcome, outcomesOf, scoreFrames } from "./evaluate.ts";
 import type { Evaluation, ModelEvaluation } from "./evaluation-file.ts";
+import { fineTune } from "./fine-tune.ts";
 import {
   fitHead,
   mapLabels,
@@ -39,12 +40,14 @@ import {
 import {
   type Built,
   builtSchema,
+  type Chosen,
   chooseForAim,
   type FrontPoint,
   frontPointSchema,
   headSchema,
 } from "./front.ts";
 import { compareLatency } from "./graph-latency.ts";
+import { openLessons } from "./lesson-pictures.ts";
 import { loadNetwork, type Network } from "./network.ts";
 import type { CachedPicture, Sample } from "./picture-cache.ts";
 import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
@@ -62,6 +65,7 @@ import type { SearchedPlan } from "./search-space.ts";
 import { type RunSpec, STAGES, type StageName, type StageReport } from "./spec.ts";
 import { validationBursts } from "./split.ts";
 import type { TrainingPoint } from "./training-point.ts";
+import { TuningFiles } from "./tuning-files.ts";
 
 /** What the stages of a run need beside its spec. */
 export interface StageContext {
@@ -83,6 +87,8 @@ const BORDER_MEMORY_BYTES = 128 * 2 ** 20;
 const MAX_PLANS = 3;
 /** Share of the training pictures that a search judges by. */
 const UNSEEN_SHARE = 0.35;
+/** Share of the training pictures by which training sees when to stop. */
+const VALIDATION_SHARE = 0.12;
 /** A checkpoint of the network while it is compressed, at most this often. */
 const CHECKPOINT_MS = 20_000;
 /** Seeds and tolerance of the known answers; float32 sums differ by about 1e-5 between machines. */
@@ -119,6 +125,7 @@ export async function runStages(context: StageContext): Promise<void> {
     await stage("search", () => run.search());
     await stage("compress", () => run.compress());
     await stage("head-refit", () => run.refitHeads());
+    await stage("fine-tune", () => run.fineTune());
     await stage("evaluate", () => run.evaluate());
   } finally {
     await run.close();
@@ -151,15 +158,19 @@ const scoreFile = v.object({
   labels: v.array(v.number()),
 });
 
+const problemFile = v.object({ subject: v.string(), reason: v.string() });
+
 class Run {
   readonly #context: StageContext;
   readonly #paths: ReturnType<typeof runPaths>;
+  readonly #tuning: TuningFiles;
   #network: Network | undefined;
   #pictures: RunPictures | undefined;
 
   constructor(context: StageContext, paths: ReturnType<typeof runPaths>) {
     this.#context = context;
     this.#paths = paths;
+    this.#tuning = new TuningFiles(join(paths.work, "fine-tune"));
   }
 
   async decodePictures(): Promise<void> {
@@ -194,7 +205,7 @@ class Run {
     await this.#writeHead(0, await this.#fit(features));
     if (!this.#searches()) return;
     const { hits, labels } = await this.#score(features);
-    await writeJsonAtomic(this.#work("dense-score.json"), { hits, labels });
+    await writeJsonAtomic(this.#denseScore, { hits, labels });
   }
 
   /** Lists the plans to build: the stated one, or those that a search tries. */
@@ -267,9 +278,12 @@ class Run {
    * picture reproduce it better than the next one. Empty where classes have one burst each.
    */
   #unseenBursts(): Set<string> {
-    const { pictures } = this.#loaded();
-    const train = pictures.pictures.filter(({ role }) => role === "train");
-    return validationBursts(train, UNSEEN_SHARE, this.#context.spec.options.seed);
+    const { seed } = this.#context.spec.options;
+    return validationBursts(this.#trainPictures(), UNSEEN_SHARE, seed);
+  }
+
+  #trainPictures(): CachedPicture[] {
+    return this.#loaded().pictures.pictures.filter(({ role }) => role === "train");
   }
 
   /** Hits of the samples of some bursts; NaN, which is not counted, for the others. */
@@ -327,6 +341,87 @@ class Run {
     await writeJsonAtomic(this.#paths.frontFile, points);
   }
 
+  /**
+   * Trains the network that the aim chose, and adds what comes of it to what can be chosen. One
+   * that cannot be trained stays as the solvers made it, and the result says why.
+   */
+  async fineTune(): Promise<void> {
+    const { options } = this.#context.spec;
+    const { point } = await this.#chooseBuilt();
+    const points = await this.#readFront();
+    const known = points.some(({ trainedFrom }) => trainedFrom === point.index);
+    if (options.fineTune === null || point.index === 0 || known) return;
+    try {
+      const trained = await this.#train(point, points.length, options.fineTune);
+      await writeJsonAtomic(this.#paths.frontFile, [...points, trained]);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      const problem = { subject: "fine-tune", reason: error.message };
+      await writeJsonAtomic(this.#work("fine-tune-problem.json"), problem);
+    }
+    await this.#tuning.remove();
+  }
+
+  /** @param index of the point to make. */
+  async #train(
+    point: FrontPoint,
+    index: number,
+    how: NonNullable<RunSpec["options"]["fineTune"]>,
+  ): Promise<FrontPoint> {
+    const { spec, onProgress, onTrained, endTraining } = this.#context;
+    const { network, pictures } = this.#loaded();
+    const { plan } = point;
+    const { graph, ...built } = await this.#built(point.index);
+    const keptBack = validationBursts(this.#trainPictures(), VALIDATION_SHARE, spec.options.seed);
+    const shape = plan.inputSize ?? spec.generalist.preprocessing;
+    const { pass, rounds } = await fineTune({
+      ...how,
+      dense: network.backbone,
+      denseHead: await this.#readHead(0),
+      plan,
+      built: plan.int8 || plan.weightBits !== null ? null : graph,
+      seed: spec.options.seed,
+      pictureDims: [3, shape.height, shape.width],
+      pictures: openLessons(pictures, {
+        keptBack,
+        size: plan.inputSize,
+        batchSize: network.batched ? spec.options.batchSize : 1,
+        seed: spec.options.seed,
+      }),
+      withHead: withLinearHead,
+      fitHead: async (backbone) =>
+        this.#fit(await this.#featuresOf(backbone, plan.inputSize, "fine-tune")),
+      environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
+      resume: await this.#tuning.read(),
+      onState: (state) => this.#tuning.write(state),
+      onPoint: onTrained,
+      onProgress: (share) => onProgress("fine-tune", share, 1),
+      end: endTraining,
+    });
+    await this.#writeBuilt(index, pass.graph, {
+      ...built,
+      searchedDropPoints: null,
+      reports: [...built.reports, ...pass.reports.map((report) => ({ ...report }))],
+    });
+    const features = await this.#featuresOf(pass.graph, plan.inputSize, "fine-tune");
+    const head = await this.#fit(features);
+    await this.#writeHead(index, head);
+    const score = this.#searches() ? await this.#scoreKeptBack(features, keptBack) : null;
+    const made = await this.#point(index, pass.graph, head, score);
+    return { ...made, trainedFrom: point.index, training: rounds.map((round) => ({ ...round })) };
+  }
+
+  /** Pictures that training saw would only flatter it. */
+  async #scoreKeptBack(
+    features: Float32Array,
+    keptBack: ReadonlySet<string>,
+  ): Promise<FeatureScore> {
+    const scored = await this.#score(features);
+    if (keptBack.size === 0) return scored;
+    const samples = this.#loaded().pictures.trainingSamples();
+    return { ...scored, hits: this.#only(keptBack, samples, scored) };
+  }
+
   /** Chooses for the aim, and judges the chosen on the held-out pictures. */
   async evaluate(): Promise<void> {
     const { spec } = this.#context;
@@ -349,6 +444,8 @@ class Run {
         : await this.#run(readGraph(candidate.file), heldOut, point.plan.inputSize, "evaluate");
     const problems = [...spec.problems, ...pictures.problems];
     if (problem !== null) problems.push({ subject: "aim", reason: problem });
+    const untrained = await readJsonIfExists(this.#work("fine-tune-problem.json"));
+    if (untrained !== undefined) problems.push(v.parse(problemFile, untrained));
     const evaluation: Evaluation = {
       dense: evaluationOf(this.#outcomes(denseLogits, heldOut), pictures.classes, true, dense),
       candidate: evaluationOf(this.#outcomes(logits, heldOut), pictures.classes, true, candidate),
@@ -366,15 +463,25 @@ class Run {
     await writeJsonAtomic(this.#paths.evaluation, evaluation);
   }
 
-  async #choose(): Promise<{ point: FrontPoint; problem: string | null }> {
-    const points = v.parse(
-      v.array(frontPointSchema),
-      await readJsonIfExists(this.#paths.frontFile),
-    );
+  /** The point for the aim, trained where it was. */
+  async #choose(): Promise<Chosen> {
+    const { point, problem } = await this.#chooseBuilt();
+    const points = await this.#readFront();
+    const trained = points.find(({ trainedFrom }) => trainedFrom === point.index);
+    return { point: trained ?? point, problem };
+  }
+
+  /** The point for the aim among those that no training has changed. */
+  async #chooseBuilt(): Promise<Chosen> {
+    const points = (await this.#readFront()).filter(({ trainedFrom }) => trainedFrom === null);
     // A stated method is what the user wants, whatever it costs; the gate judges it.
     if (!this.#searches()) return { point: points.at(-1)!, problem: null };
     const { parameters } = countParameters(this.#loaded().network.graph);
     return chooseForAim(points, this.#context.spec.options.aim, parameters);
+  }
+
+  async #readFront(): Promise<FrontPoint[]> {
+    return v.parse(v.array(frontPointSchema), await readJsonIfExists(this.#paths.frontFile));
   }
 
   /** @param score null where there is nothing to choose from. */
@@ -398,6 +505,8 @@ class Run {
         predictedLatencyRatio,
         expectedDropPoints: 0,
         dropStandardError: 0,
+        trainedFrom: null,
+        training: [],
       };
     }
     const drop = score === null ? null : await this.#dropOf(score);
@@ -411,12 +520,14 @@ class Run {
       // On pictures that it was fitted to it looks better than on those that the search kept back.
       expectedDropPoints: drop && expectedPoints(drop, searchedDropPoints),
       dropStandardError: drop?.standardError ?? null,
+      trainedFrom: null,
+      training: [],
     };
   }
 
   /** Null where nothing could be held back. */
   async #dropOf(score: FeatureScore): Promise<ExpectedDrop | null> {
-    const known = v.parse(scoreFile, await readJsonIfExists(this.#work("dense-score.json")));
+    const known = v.parse(scoreFile, await readJsonIfExists(this.#denseScore));
     const hits = known.hits.map((value) => value ?? Number.NaN);
     const drop = expectedDrop({ hits, labels: known.labels }, score);
     return Number.isFinite(drop.points) ? drop : null;
@@ -744,6 +855,11 @@ class Run {
 
   #inputs(): number {
     return this.#loaded().network.head.features;
+  }
+
+  /** Beside the networks, since it outlives the run's working files. */
+  get #denseScore(): string {
+    return join(this.#paths.front, "dense-score.json");
   }
 
   #work(name: string): string {

@@ -15,6 +15,8 @@ function point(index: number, values: Partial<FrontPoint>): FrontPoint {
     bytes: 16_000_000,
     expectedDropPoints: 0,
     dropStandardError: 0,
+    trainedFrom: null,
+    training: [],
     ...values,
   };
 }

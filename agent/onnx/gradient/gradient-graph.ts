@@ -143,7 +143,7 @@ class BackwardBuilder {
       const frozen = [...this.#wanted].filter((name) => reaches(this.#forward, name, forward));
       throw new RangeError(
         `${describe(forward)} cannot be differentiated: ${error.message}. ` +
-          `To train the rest, freeze what is read through it: ${frozen.join(", ")}`,
+          `To train the rest, freeze what is read through it: ${inWords(frozen)}`,
         { cause: error },
       );
     }
@@ -217,6 +217,16 @@ class BackwardBuilder {
     return name;
   }
 }
+
+/** The nearest of some values, by name, and how many others there are. */
+function inWords(names: readonly string[]): string {
+  const nearest = names.slice(-NAMED);
+  const others = names.length - nearest.length;
+  return nearest.join(", ") + (others > 0 ? ` and the ${others} before them` : "");
+}
+
+/** Names in a message, at most. */
+const NAMED = 8;
 
 /** Constants of at most so many elements are shared where they are equal. */
 const SHARED_ELEMENTS = 64;

@@ -1,0 +1,323 @@
+import type { Objective } from "../onnx/gradient/objective.ts";
+import type { Graph } from "../onnx/graph.ts";
+import { withExtraOutputs } from "../onnx/subgraph.ts";
+import { floatTensor } from "../onnx/tensor.ts";
+import type { TensorValue } from "../runtime/session.ts";
+import { createSampler } from "../train/batches.ts";
+import { keepCheckpoint, resumeTraining } from "../train/checkpoint.ts";
+import { pruningMask, type TrainedParameter } from "../train/optimizer.ts";
+import {
+  judgedWeights,
+  startTraining,
+  type Training,
+  type TrainingOptions,
+} from "../train/state.ts";
+import { gatherGradients, judgeWeights, progressOf, takeStep } from "../train/steps.ts";
+import type { Engine, EngineSession } from "./engine.ts";
+import type { TrainingPoint } from "./training-point.ts";
+import {
+  type Lesson,
+  openTrainingStep,
+  type Parameter,
+  type TrainingStep,
+} from "./training-step.ts";
+
+/** Pictures as the two networks see them, each at its own size. */
+export interface PairOfViews {
+  /** `[N, 3, height, width]`. */
+  readonly student: TensorValue;
+  /** The same views, `[N, 3, height, width]`. */
+  readonly teacher: TensorValue;
+  /** Soft labels, `N × classes`, row-major. */
+  readonly targets: Float32Array;
+}
+
+/** What a student is taught by and judged with. */
+export interface LessonPictures {
+  /** Class of each picture that is trained on. */
+  readonly labels: readonly number[];
+  readonly classes: number;
+  /** Views of some pictures, changed at random; the same for the same step and place in it. */
+  read(pictures: readonly number[], step: number, place: number): Promise<PairOfViews>;
+  /** Pictures that are not trained on, as they are. */
+  readonly validation: {
+    readonly batches: number;
+    read(batch: number): Promise<PairOfViews>;
+  };
+}
+
+/** How {@link distill} works. */
+export interface DistillOptions {
+  /** From the picture to logits `[N, classes]`, normalized; its zeros in weights stay zero. */
+  readonly student: Graph;
+  /** From the picture to logits `[N, classes]`. */
+  readonly teacher: Graph;
+  /** Values of both networks, of one shape, that are to become alike. */
+  readonly features: readonly { readonly student: string; readonly teacher: string }[];
+  /** See {@link openTrainingStep}. */
+  readonly border: string;
+  readonly pictures: LessonPictures;
+  readonly objective: Objective;
+  readonly training: TrainingOptions;
+  /** Pictures of one optimizer step, a multiple of `microBatch`. */
+  readonly batchSize: number;
+  /** Pictures of one run of the network: as many as memory allows. */
+  readonly microBatch: number;
+  /** Steps between two judgments by the validation pictures. */
+  readonly judgeEvery: number;
+  readonly engine: Engine;
+  /** Content of a checkpoint of this very training, to go on from. */
+  readonly resume: Uint8Array | null;
+  readonly onCheckpoint: (content: Uint8Array) => Promise<void>;
+  readonly onPoint: (point: TrainingPoint) => void;
+  /** Share done, in [0, 1]. */
+  readonly onProgress: (share: number) => void;
+  /** Fires where training is to end with what it has. */
+  readonly end: AbortSignal;
+  readonly signal: AbortSignal;
+}
+
+/** What a training came to. */
+export interface Distilled {
+  /** The student with the weights that were judged best; its own where training gave up. */
+  readonly graph: Graph;
+  readonly steps: number;
+  readonly seconds: number;
+  /** Cross entropy on the validation pictures before and at the best; null without any. */
+  readonly validationLoss: { readonly before: number; readonly after: number } | null;
+  /** Why training ended before its limits; null where it did not. */
+  readonly ended: string | null;
+}
+
+/**
+ * Trains a compressed network to answer as the dense one does, on the few labeled pictures and
+ * random views of them (Hinton et al. 2015; TACO, sec. 3: with so little data distillation is what
+ * keeps the student from learning them by heart). The weights that judge best on pictures that are
+ * not trained on win; those of the beginning are judged too, so that training never makes it worse
+ * by that measure.
+ *
+ * @throws {RangeError} where the network cannot be differentiated behind the border.
+ */
+export async function distill(options: DistillOptions): Promise<Distilled> {
+  const { student, teacher, features, engine } = options;
+  const step = await openTrainingStep({
+    network: student,
+    border: options.border,
+    pictureDims: await viewDims(options),
+    features: features.map((pair) => pair.student),
+    objective: options.objective,
+    engine,
+  });
+  let teaching: EngineSession | undefined;
+  try {
+    const wanted = features.map((pair) => pair.teacher);
+    teaching = await engine.open(withExtraOutputs(teacher, wanted));
+    return await new Distillation(options, step, teaching).run();
+  } finally {
+    await step.release();
+    await teaching?.release();
+  }
+}
+
+/** Shape of one micro-batch of the student's pictures. */
+async function viewDims({ pictures, microBatch }: DistillOptions): Promise<number[]> {
+  const { student } = await pictures.read([0], 0, 0);
+  return [microBatch, ...student.dims.slice(1)];
+}
+
+/** Checkpoints are kept at judgments, at most this often. */
+const CHECKPOINT_MS = 20_000;
+
+class Distillation {
+  readonly #options: DistillOptions;
+  readonly #step: TrainingStep;
+  readonly #teacher: EngineSession;
+  readonly #training: Training;
+  readonly #startMs: number;
+  #savedMs = performance.now();
+  #losses: number[] = [];
+  #before: number | null = null;
+  #ended: string | null = null;
+
+  constructor(options: DistillOptions, step: TrainingStep, teacher: EngineSession) {
+    this.#options = options;
+    this.#step = step;
+    this.#teacher = teacher;
+    const parameters = step.parameters.map(trainedParameter);
+    this.#training =
+      options.resume === null
+        ? startTraining(parameters, options.training)
+        : resumeTraining(options.resume, parameters, options.training);
+    this.#startMs = performance.now() - this.#training.counters.elapsedMs;
+  }
+
+  async run(): Promise<Distilled> {
+    const { pictures, batchSize, judgeEvery, training: how, end, signal } = this.#options;
+    const sampler = createSampler(pictures.labels, batchSize, how.seed);
+    await this.#judge();
+    let rate = 0;
+    while (this.#ended === null && progressOf(this.#training, this.#elapsedMs) < 1) {
+      signal.throwIfAborted();
+      if (end.aborted) {
+        this.#ended = "the run's energy is used up";
+        break;
+      }
+      const { step } = this.#training.counters;
+      await this.#gather(sampler.batch(step), step);
+      const outcome = takeStep(this.#training, this.#elapsedMs);
+      if (outcome.kind === "diverged") this.#ended = `training diverged: ${outcome.reason}`;
+      if (outcome.kind === "stepped") {
+        this.#losses.push(outcome.loss);
+        rate = outcome.rate;
+      }
+      if ((step + 1) % judgeEvery === 0) await this.#judge(rate);
+      this.#options.onProgress(Math.min(1, progressOf(this.#training, this.#elapsedMs)));
+    }
+    if (this.#losses.length > 0) await this.#judge(rate);
+    return this.#result();
+  }
+
+  get #elapsedMs(): number {
+    return performance.now() - this.#startMs;
+  }
+
+  /** Gradients of one batch, micro-batch by micro-batch. */
+  async #gather(batch: readonly number[], step: number): Promise<void> {
+    const { pictures, microBatch } = this.#options;
+    const parts = Array.from({ length: batch.length / microBatch }, (_, place) =>
+      batch.slice(place * microBatch, (place + 1) * microBatch),
+    );
+    let next = pictures.read(parts[0]!, step, 0);
+    for (const [place, part] of parts.entries()) {
+      const views = await next;
+      // Decoded by other threads while this one waits for the network.
+      if (place + 1 < parts.length) next = pictures.read(parts[place + 1]!, step, place + 1);
+      const lesson = await this.#lesson(views);
+      const { loss, gradients } = await this.#step.run(this.#training.weights, lesson);
+      gatherGradients(this.#training, loss, gradients, part.length);
+    }
+  }
+
+  async #lesson({ student, teacher, targets }: PairOfViews): Promise<Lesson> {
+    const { teacher: graph, features, pictures } = this.#options;
+    const answers = await this.#teacher.run({ [graph.inputs[0]!.name]: teacher });
+    return {
+      pictures: student,
+      targets: { data: targets, dims: [student.dims[0]!, pictures.classes] },
+      teacherLogits: answers[graph.outputs[0]!.name]!,
+      teacherFeatures: features.map((pair) => answers[pair.teacher]!),
+    };
+  }
+
+  /**
+   * Judges the weights as they are now: cross entropy with targets that are half the labels, half
+   * the teacher's answers. Keeps a checkpoint afterwards.
+   */
+  async #judge(rate = 0): Promise<void> {
+    const { step, elapsedMs } = this.#training.counters;
+    const { validation } = this.#options.pictures;
+    const judged = validation.batches > 0 ? await this.#validate() : null;
+    if (judged !== null) {
+      this.#before ??= judged.loss;
+      const outcome = judgeWeights(this.#training, -judged.loss);
+      if (outcome.kind === "diverged") this.#ended = `training diverged: ${outcome.reason}`;
+      if (outcome.kind === "stop") this.#ended = "nothing was gained any more";
+    }
+    if (this.#losses.length > 0) {
+      this.#options.onPoint({
+        step,
+        seconds: elapsedMs / 1000,
+        learningRate: rate,
+        loss: this.#losses.reduce((sum, loss) => sum + loss, 0) / this.#losses.length,
+        validationLoss: judged?.loss ?? null,
+        validationAccuracy: judged?.accuracy ?? null,
+      });
+      this.#losses = [];
+    }
+    if (performance.now() - this.#savedMs < CHECKPOINT_MS) return;
+    await this.#options.onCheckpoint(keepCheckpoint(this.#training));
+    this.#savedMs = performance.now();
+  }
+
+  async #validate(): Promise<{ loss: number; accuracy: number }> {
+    const { student, engine, pictures } = this.#options;
+    const { batches } = pictures.validation;
+    const session = await engine.open(this.#withWeights(judgedWeights(this.#training)));
+    let loss = 0;
+    let right = 0;
+    let count = 0;
+    try {
+      for (let batch = 0; batch < batches; batch++) {
+        const views = await pictures.validation.read(batch);
+        const answers = await session.run({ [student.inputs[0]!.name]: views.student });
+        const logits = answers[student.outputs[0]!.name]!.data as Float32Array;
+        const lesson = await this.#lesson(views);
+        const wanted = lesson.teacherLogits.data as Float32Array;
+        for (let at = 0; at < logits.length; at += pictures.classes) {
+          const row = (values: Float32Array) => values.subarray(at, at + pictures.classes);
+          const own = logProbabilities(row(logits));
+          const teacher = logProbabilities(row(wanted)).map(Math.exp);
+          const target = row(views.targets);
+          loss -= own.reduce((sum, value, c) => sum + (value * (target[c]! + teacher[c]!)) / 2, 0);
+          right += indexOfLargest(own) === indexOfLargest(target) ? 1 : 0;
+          count++;
+        }
+      }
+    } finally {
+      await session.release();
+    }
+    return { loss: loss / count, accuracy: right / count };
+  }
+
+  #withWeights(weights: readonly Float32Array[]): Graph {
+    const { student } = this.#options;
+    const initializers = new Map(student.initializers);
+    this.#step.parameters.forEach(({ name, dims }, i) => {
+      initializers.set(name, floatTensor(dims, weights[i]!));
+    });
+    return { ...student, initializers };
+  }
+
+  #result(): Distilled {
+    const { best, counters } = this.#training;
+    const judged = this.#before !== null && best !== null;
+    return {
+      graph: this.#withWeights(best?.weights ?? judgedWeights(this.#training)),
+      steps: counters.step,
+      seconds: counters.elapsedMs / 1000,
+      validationLoss: judged ? { before: this.#before!, after: -best.score } : null,
+      ended: this.#ended,
+    };
+  }
+}
+
+/** Typical size of the weights of a layer, for which learning rates are stated. */
+const USUAL_SIZE = 0.05;
+/** Smallest factor of the learning rate of a parameter, where all of its values are near zero. */
+const LEAST_FACTOR = 0.1;
+
+/**
+ * Matrices train at a rate in proportion to their weights' size: where batch norms are folded in,
+ * that differs from layer to layer by orders of magnitude, and Adam's steps do not.
+ */
+function trainedParameter({ name, dims, initial }: Parameter): TrainedParameter {
+  const isMatrix = dims.length >= 2;
+  const mask = isMatrix ? pruningMask(initial) : null;
+  const kept = mask === null ? initial.length : mask.reduce((sum, stays) => sum + stays, 0);
+  const squares = initial.reduce((sum, value) => sum + value * value, 0);
+  const size = Math.sqrt(squares / Math.max(1, kept));
+  const rateFactor = isMatrix ? Math.max(LEAST_FACTOR, size / USUAL_SIZE) : 1;
+  return { name, initial, mask, decays: isMatrix, rateFactor };
+}
+
+function logProbabilities(logits: Float32Array): Float64Array {
+  const largest = logits.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
+  const total = Math.log(logits.reduce((sum, x) => sum + Math.exp(x - largest), 0)) + largest;
+  return Float64Array.from(logits, (x) => x - total);
+}
+
+function indexOfLargest(values: Float32Array | Float64Array): number {
+  let best = 0;
+  for (let i = 1; i < values.length; i++) if (values[i]! > values[best]!) best = i;
+  return best;
+}

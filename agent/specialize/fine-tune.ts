@@ -1,0 +1,270 @@
+import type { HeadWeights } from "../math/standardized-space.ts";
+import { formatPattern } from "../method.ts";
+import { findBorders } from "../onnx/borders.ts";
+import type { Objective } from "../onnx/gradient/objective.ts";
+import type { Graph, Node } from "../onnx/graph.ts";
+import { inferShapes } from "../onnx/infer-shapes.ts";
+import { countParameters } from "../onnx/initializers.ts";
+import { extractSubgraph } from "../onnx/subgraph.ts";
+import { elementCount } from "../onnx/tensor.ts";
+import type { TrainingOptions } from "../train/state.ts";
+import { compressNetwork } from "./compress-network.ts";
+import type { CompressionPlan } from "./compression-plan.ts";
+import { type Distilled, type DistillOptions, distill, type LessonPictures } from "./distill.ts";
+import type { PassResult } from "./environment.ts";
+import { applyPlan, inFloat, type PlanOptions, patternOf, roundNetwork } from "./pipeline.ts";
+import type { TrainingPoint } from "./training-point.ts";
+
+/** What {@link fineTune} works with. */
+export interface FineTuneOptions extends PlanOptions {
+  /** Normalized dense network from the picture to its features. */
+  readonly dense: Graph;
+  /** Head of the dense specialist. */
+  readonly denseHead: HeadWeights;
+  readonly plan: CompressionPlan;
+  /** What {@link applyPlan} made of the plan, where that is at hand and in float. */
+  readonly built: Graph | null;
+  readonly schedule: "one-shot" | "gradual";
+  readonly maxSeconds: number;
+  /** Bytes of activations and gradients. */
+  readonly memoryBytes: number;
+  readonly seed: number;
+  /** Shape of the student's picture, `[3, height, width]`. */
+  readonly pictureDims: readonly number[];
+  readonly pictures: LessonPictures;
+  /** The network with a linear head on its features: output `[N, classes]`. */
+  readonly withHead: (backbone: Graph, head: HeadWeights) => Graph;
+  /** Fits a head to a network's features of the training pictures. */
+  readonly fitHead: (backbone: Graph) => Promise<HeadWeights>;
+  /** State of this very fine-tuning, to go on from. */
+  readonly resume: FineTuneState | null;
+  readonly onState: (state: FineTuneState) => Promise<void>;
+  readonly onPoint: (point: TrainingPoint) => void;
+  /** Share done, in [0, 1]. */
+  readonly onProgress: (share: number) => void;
+  readonly end: AbortSignal;
+}
+
+/** How far a fine-tuning has come. */
+export interface FineTuneState {
+  /** The rounds that are over; the next one is under way. */
+  readonly done: readonly RoundReport[];
+  /** What the round before made, from the picture to logits; null in the first. */
+  readonly trained: Graph | null;
+  /** What the round begins with, in the same form; null while it is not made yet. */
+  readonly student: Graph | null;
+  /** Content of the last checkpoint of the round's training; null: none yet. */
+  readonly checkpoint: Uint8Array | null;
+}
+
+/** What a fine-tuning made. */
+export interface FineTuned {
+  /** From the picture to its features, rounded as the plan states. */
+  readonly pass: PassResult;
+  readonly rounds: readonly RoundReport[];
+}
+
+/** How the training of one round went. */
+export type RoundReport = Pick<Distilled, "steps" | "seconds" | "validationLoss" | "ended">;
+
+/** Share of the parameters that lie before the border at which training begins, at most. */
+const FROZEN_SHARE = 0.03;
+/** Activations that a training keeps, over those of its forward pass. */
+const KEPT_TWICE = 2;
+const MAX_MICRO_BATCH = 16;
+const BATCH = 16;
+/** Times each training picture is seen, at most. */
+const EPOCHS = 60;
+const JUDGE_EVERY = 40;
+/** A share of zeros from which halving it pays: below, one round does all. */
+const GRADUAL_FROM = 0.6;
+
+/** How networks are trained; rates are for weights of usual size, see `distill`. */
+const TRAINING: Omit<TrainingOptions, "seed" | "limits"> = {
+  optimizer: { kind: "adamw", beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: 0.01 },
+  schedule: { peak: 5e-4, warmUp: 0.08, floor: 0.02 },
+  clipNorm: 5,
+  averageDecay: 0.98,
+  guard: { tolerance: 10, maxSetbacks: 4 },
+  earlyStopping: { patience: 8, leastGain: 1e-4 },
+};
+const OBJECTIVE: Omit<Objective, "logitOffsets"> = {
+  distillation: 1,
+  temperature: 2,
+  features: 1,
+  labels: 0.3,
+};
+
+/**
+ * Trains what a plan makes of a network, by distillation from the dense specialist. `gradual`
+ * prunes half of what remains, trains, and goes on (TACO, Algorithm 1); `one-shot` trains once.
+ * Integers and few bits come last, from the trained network.
+ *
+ * @throws {RangeError} where the network cannot be differentiated.
+ */
+export async function fineTune(options: FineTuneOptions): Promise<FineTuned> {
+  const { plan, withHead, onState } = options;
+  const environment = await options.environmentAt(plan.inputSize);
+  const plans = roundsOf(inFloat(plan), options.schedule);
+  let state = options.resume ?? { done: [], trained: null, student: null, checkpoint: null };
+  while (state.done.length < plans.length) {
+    const { done, trained, checkpoint } = state;
+    let { student } = state;
+    if (student === null) {
+      const pruned =
+        trained === null
+          ? await firstBackbone(plans[0]!, plans.length, options)
+          : await pruneFurther(backboneOf(trained), plans[done.length]!, options);
+      student = withHead(pruned, await options.fitHead(pruned));
+      await onState({ done, trained, student, checkpoint: null });
+    }
+    const begun = { done, trained, student };
+    const { graph, ...report } = await distill({
+      ...lessonsOf(student, options),
+      training: trainingOf(options, plans.length),
+      resume: checkpoint,
+      onCheckpoint: (content) => onState({ ...begun, checkpoint: content }),
+      onProgress: (share) => options.onProgress((done.length + share) / plans.length),
+      engine: environment.engine,
+      signal: environment.signal,
+    });
+    state = { done: [...done, report], trained: graph, student: null, checkpoint: null };
+    await onState(state);
+  }
+  const backbone = backboneOf(state.trained!);
+  return { pass: await roundNetwork(backbone, plan, environment), rounds: state.done };
+}
+
+/** The plan's zeros in rounds, each of which leaves half of what the one before did. */
+function roundsOf(plan: CompressionPlan, schedule: FineTuneOptions["schedule"]): CompressionPlan[] {
+  const shares = Object.values(plan.sparsity).map(shareOfZeros);
+  const most = Math.max(0, ...shares);
+  if (schedule === "one-shot" || most < GRADUAL_FROM) return [plan];
+  const rounds = Math.ceil(-Math.log2(1 - most) - 0.25);
+  return Array.from({ length: rounds }, (_, i) => {
+    if (i === rounds - 1) return plan;
+    const sparsity = Object.entries(plan.sparsity).map(([name, text]) => {
+      const zeros = 1 - (1 - shareOfZeros(text)) ** ((i + 1) / rounds);
+      const pattern = { kind: "unstructured", sparsity: zeros } as const;
+      // A pattern that is not free takes shape in the last round, from zeros that are.
+      return [name, formatPattern(pattern)] as const;
+    });
+    return { ...plan, sparsity: Object.fromEntries(sparsity) };
+  });
+}
+
+function shareOfZeros(text: string): number {
+  const pattern = patternOf(text);
+  return pattern.kind === "n:m" ? pattern.n / pattern.m : pattern.sparsity;
+}
+
+/** What the first round begins with. */
+async function firstBackbone(
+  plan: CompressionPlan,
+  rounds: number,
+  options: FineTuneOptions,
+): Promise<Graph> {
+  if (rounds === 1 && options.built !== null) return options.built;
+  return (await applyPlan(options.dense, plan, options)).graph;
+}
+
+/** More zeros in a trained network, of which the layers' outputs are to stay what they are. */
+async function pruneFurther(
+  backbone: Graph,
+  { inputSize, sparsity }: CompressionPlan,
+  options: FineTuneOptions,
+): Promise<Graph> {
+  const result = await compressNetwork(backbone, {
+    ...(await options.environmentAt(inputSize)),
+    patternOf: ({ name }) => {
+      const text = sparsity[name];
+      return text === undefined ? { kind: "dense", reason: "the plan leaves it" } : patternOf(text);
+    },
+  });
+  return result.graph;
+}
+
+/** The network below its linear head. */
+function backboneOf(model: Graph): Graph {
+  return extractSubgraph(model, [model.inputs[0]!.name], [headOf(model).inputs[0]!]);
+}
+
+function headOf(model: Graph): Node {
+  const logits = model.outputs[0]!.name;
+  const head = model.nodes.find(({ outputs }) => outputs.includes(logits));
+  if (head?.opType === "Gemm") return head;
+  throw new TypeError(`expected a Gemm as head behind "${logits}", got ${head?.opType ?? "none"}`);
+}
+
+/** What a round's training works on. */
+function lessonsOf(
+  student: Graph,
+  { dense, denseHead, withHead, pictureDims, memoryBytes, ...rest }: FineTuneOptions,
+): Omit<
+  DistillOptions,
+  "training" | "resume" | "onCheckpoint" | "onProgress" | "engine" | "signal"
+> {
+  const { pictures, onPoint, end } = rest;
+  const border = borderToTrainFrom(student);
+  const head = headOf(student);
+  const features = head.inputs[0]!;
+  const width = student.initializers.get(head.inputs[1]!)!.dims[1]!;
+  // Where the last channels were cut there is nothing to compare one to one.
+  const comparable = width === denseHead.weights.length / denseHead.bias.length;
+  const perPicture = bytesOfTraining(student, border, pictureDims);
+  let microBatch = MAX_MICRO_BATCH;
+  while (microBatch > 1 && microBatch * perPicture > memoryBytes) microBatch /= 2;
+  return {
+    student,
+    teacher: withHead(dense, denseHead),
+    features: comparable ? [{ student: features, teacher: dense.outputs[0]!.name }] : [],
+    border,
+    pictures,
+    objective: { ...OBJECTIVE, logitOffsets: Array.from({ length: pictures.classes }, () => 0) },
+    batchSize: BATCH,
+    microBatch,
+    judgeEvery: JUDGE_EVERY,
+    onPoint,
+    end,
+  };
+}
+
+/**
+ * The last value before which few of the parameters lie. The first layers see the largest maps:
+ * they take more than half of the time and memory of a step, and hold next to nothing to train.
+ */
+function borderToTrainFrom(network: Graph): string {
+  const picture = network.inputs[0]!.name;
+  const all = countParameters(network).nonzero;
+  const before = (border: string): number =>
+    countParameters(extractSubgraph(network, [picture], [border])).nonzero;
+  let chosen = picture;
+  for (const border of findBorders(network)) {
+    if (before(border) > FROZEN_SHARE * all) break;
+    chosen = border;
+  }
+  return chosen;
+}
+
+/** About what a training step keeps of one picture. */
+function bytesOfTraining(network: Graph, border: string, pictureDims: readonly number[]): number {
+  const picture = network.inputs[0]!.name;
+  const shapes = inferShapes(network, new Map([[picture, [1, ...pictureDims]]]));
+  const trained =
+    border === picture ? network : extractSubgraph(network, [border], [network.outputs[0]!.name]);
+  const made = trained.nodes.flatMap(({ outputs }) => outputs);
+  const values = made.reduce((sum, name) => {
+    const dims = shapes.get(name)?.dims;
+    return sum + (dims ? elementCount(dims) : 0);
+  }, 0);
+  return 4 * KEPT_TWICE * values;
+}
+
+function trainingOf(
+  { seed, maxSeconds, pictures }: FineTuneOptions,
+  rounds: number,
+): TrainingOptions {
+  const steps = Math.max(1, Math.ceil((EPOCHS * pictures.labels.length) / BATCH));
+  const limits = { steps, budgetMs: (1000 * maxSeconds) / rounds };
+  return { ...TRAINING, seed, limits };
+}
