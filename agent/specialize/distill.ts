@@ -83,8 +83,8 @@ export interface Distilled {
   readonly graph: Graph;
   readonly steps: number;
   readonly seconds: number;
-  /** Cross entropy on the validation pictures before and at the best; null without any. */
-  readonly validationLoss: { readonly before: number; readonly after: number } | null;
+  /** Cross entropy on the validation pictures at the best, and before where this life saw that. */
+  readonly validationLoss: { readonly before: number | null; readonly after: number } | null;
   /** Why training ended before its limits; null where it did not. */
   readonly ended: string | null;
 }
@@ -93,8 +93,7 @@ export interface Distilled {
  * Trains a compressed network to answer as the dense one does, on the few labeled pictures and
  * random views of them (Hinton et al. 2015; TACO, sec. 3: with so little data distillation is what
  * keeps the student from learning them by heart). The weights that judge best on pictures that are
- * not trained on win; those of the beginning are judged too, so that training never makes it worse
- * by that measure.
+ * not trained on win. Those of the beginning do not take part: the solvers have seen these pictures.
  *
  * @throws {RangeError} where the network cannot be differentiated behind the border.
  */
@@ -154,7 +153,9 @@ class Distillation {
   async run(): Promise<Distilled> {
     const { pictures, batchSize, judgeEvery, training: how, end, signal } = this.#options;
     const sampler = createSampler(pictures.labels, batchSize, how.seed);
-    await this.#judge();
+    if (pictures.validation.batches > 0 && this.#training.counters.step === 0) {
+      this.#before = (await this.#validate()).loss;
+    }
     let rate = 0;
     while (this.#ended === null && progressOf(this.#training, this.#elapsedMs) < 1) {
       signal.throwIfAborted();
@@ -213,12 +214,11 @@ class Distillation {
    * Judges the weights as they are now: cross entropy with targets that are half the labels, half
    * the teacher's answers. Keeps a checkpoint afterwards.
    */
-  async #judge(rate = 0): Promise<void> {
+  async #judge(rate: number): Promise<void> {
     const { step, elapsedMs } = this.#training.counters;
     const { validation } = this.#options.pictures;
     const judged = validation.batches > 0 ? await this.#validate() : null;
     if (judged !== null) {
-      this.#before ??= judged.loss;
       const outcome = judgeWeights(this.#training, -judged.loss);
       if (outcome.kind === "diverged") this.#ended = `training diverged: ${outcome.reason}`;
       if (outcome.kind === "stop") this.#ended = "nothing was gained any more";
@@ -280,12 +280,11 @@ class Distillation {
 
   #result(): Distilled {
     const { best, counters } = this.#training;
-    const judged = this.#before !== null && best !== null;
     return {
       graph: this.#withWeights(best?.weights ?? judgedWeights(this.#training)),
       steps: counters.step,
       seconds: counters.elapsedMs / 1000,
-      validationLoss: judged ? { before: this.#before!, after: -best.score } : null,
+      validationLoss: best && { before: this.#before, after: -best.score },
       ended: this.#ended,
     };
   }

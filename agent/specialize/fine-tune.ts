@@ -197,7 +197,7 @@ function headOf(model: Graph): Node {
 }
 
 /** What a round's training works on. */
-function lessonsOf(
+export function lessonsOf(
   student: Graph,
   { dense, denseHead, withHead, pictureDims, memoryBytes, ...rest }: FineTuneOptions,
 ): Omit<
@@ -260,7 +260,7 @@ function bytesOfTraining(network: Graph, border: string, pictureDims: readonly n
   return 4 * KEPT_TWICE * values;
 }
 
-function trainingOf(
+export function trainingOf(
   { seed, maxSeconds, pictures }: FineTuneOptions,
   rounds: number,
 ): TrainingOptions {

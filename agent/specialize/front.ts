@@ -39,8 +39,8 @@ export type Built = v.InferOutput<typeof builtSchema>;
 export const roundReportSchema = v.strictObject({
   steps: count,
   seconds: v.number(),
-  /** Cross entropy on training bursts that were kept back, before and at the best; null: none. */
-  validationLoss: v.nullable(v.strictObject({ before: v.number(), after: v.number() })),
+  /** Cross entropy on training bursts that were kept back, before (where known) and at the best. */
+  validationLoss: v.nullable(v.strictObject({ before: v.nullable(v.number()), after: v.number() })),
   /** Why it ended before its limits; null where it did not. */
   ended: v.nullable(v.string()),
 });

@@ -1,5 +1,14 @@
+import {
+  augmentBatch,
+  type DrawnView,
+  drawMixing,
+  drawView,
+  FIELD_AUGMENTATION,
+  mixRows,
+} from "../data/augment.ts";
+import type { TensorValue } from "../runtime/session.ts";
 import { randomAt } from "../train/batches.ts";
-import type { LessonPictures, PairOfViews } from "./distill.ts";
+import type { LessonPictures } from "./distill.ts";
 import type { CachedPicture, Sample } from "./picture-cache.ts";
 import type { InputSize } from "./pipeline.ts";
 import type { RunPictures } from "./run-pictures.ts";
@@ -15,48 +24,69 @@ export interface LessonOptions {
   readonly seed: number;
 }
 
+/** Share of the steps whose pictures are mixed, and the α of their shares. */
+const MIXED = { share: 0.3, alpha: 0.4 };
+/** Weight of a label that the other classes share between them. */
+const SMOOTHING = 0.05;
+
 /**
  * Training pictures as lessons: random views of those that are trained on, the same for both
- * networks, and those that are kept back as they are.
+ * networks, some of them mixed, with smoothed labels; and those that are kept back as they are.
  */
-export function openLessons(
+export async function openLessons(
   pictures: RunPictures,
   { keptBack, size, batchSize, seed }: LessonOptions,
-): LessonPictures {
+): Promise<LessonPictures> {
   const train = pictures.samples("train");
+  const classes = pictures.classes.length;
   const of = ({ row }: Sample): CachedPicture => pictures.pictures[row]!;
+  const classOf = (sample: Sample) => pictures.classes.indexOf(of(sample).label);
   const trained = train.filter((sample) => !keptBack.has(of(sample).burst));
   const judged = train.filter((sample) => keptBack.has(of(sample).burst));
-  const classOf = (sample: Sample) => pictures.classes.indexOf(of(sample).label);
-  const both = async (
-    samples: readonly Sample[],
-    batch: number,
-    count: number,
-  ): Promise<PairOfViews> => {
-    const teacher = await pictures.source(samples, null, count).read(batch);
-    const student =
-      size === null ? teacher : await pictures.source(samples, size, count).read(batch);
-    const part = samples.slice(batch * count, (batch + 1) * count);
-    return { student, teacher, targets: hardTargets(part.map(classOf), pictures.classes.length) };
+  const { kept, network, read } = await pictures.forViews();
+  const seen = async (
+    levels: readonly Uint8Array[],
+    views: readonly DrawnView[],
+    at: InputSize,
+  ): Promise<TensorValue> => {
+    const shape = network(at);
+    const data = await augmentBatch(levels, kept, shape, views);
+    return { data, dims: [levels.length, 3, shape.height, shape.width] };
   };
   return {
     labels: trained.map(classOf),
-    classes: pictures.classes.length,
-    read: (batch, step, place) => {
-      const random = randomAt(seed, step, place);
-      const samples = batch.map((i) => ({ row: trained[i]!.row, flipped: random.uniform() < 0.5 }));
-      return both(samples, 0, samples.length);
+    classes,
+    read: async (batch, step, place) => {
+      const { uniform } = randomAt(seed, step, place);
+      const samples = batch.map((i) => trained[i]!);
+      const levels = await Promise.all(samples.map(({ row }) => read(row)));
+      const views = samples.map(() => drawView(FIELD_AUGMENTATION, uniform));
+      const teacher = await seen(levels, views, null);
+      const student = size === null ? teacher : await seen(levels, views, size);
+      const targets = softTargets(samples.map(classOf), classes, SMOOTHING);
+      if (uniform() < MIXED.share) {
+        const mixing = drawMixing(samples.length, MIXED.alpha, uniform);
+        const mixed = new Set([teacher.data, student.data, targets]);
+        for (const values of mixed) mixRows(values as Float32Array, mixing);
+      }
+      return { teacher, student, targets };
     },
     validation: {
       batches: Math.ceil(judged.length / batchSize),
-      read: (batch) => both(judged, batch, batchSize),
+      read: async (batch) => {
+        const teacher = await pictures.source(judged, null, batchSize).read(batch);
+        const student =
+          size === null ? teacher : await pictures.source(judged, size, batchSize).read(batch);
+        const part = judged.slice(batch * batchSize, (batch + 1) * batchSize);
+        return { teacher, student, targets: softTargets(part.map(classOf), classes, 0) };
+      },
     },
   };
 }
 
-/** All of the weight on one class, `labels × classes`. */
-function hardTargets(labels: readonly number[], classes: number): Float32Array {
-  const targets = new Float32Array(labels.length * classes);
-  for (const [i, label] of labels.entries()) targets[i * classes + label] = 1;
+/** `labels × classes`, row-major: a share of `smoothing` is spread over all classes. */
+function softTargets(labels: readonly number[], classes: number, smoothing: number): Float32Array {
+  const targets = new Float32Array(labels.length * classes).fill(smoothing / classes);
+  for (const [i, label] of labels.entries()) targets[i * classes + label]! += 1 - smoothing;
   return targets;
 }

@@ -59,10 +59,8 @@ export class PictureCache {
     const plane = height * width;
     const rowBytes = 3 * plane;
     const result = new Float32Array(rows.length * rowBytes);
-    const bytes = new Uint8Array(rowBytes);
     for (const [index, row] of rows.entries()) {
-      const { bytesRead } = await this.#file.read(bytes, 0, rowBytes, row * rowBytes);
-      if (bytesRead !== rowBytes) throw new RangeError(`row ${row} is beyond the picture cache`);
+      const bytes = await this.readLevels(row);
       for (let channel = 0; channel < 3; channel++) {
         const levels = this.#levels[channel]!;
         for (let y = 0; y < height; y++) {
@@ -75,6 +73,18 @@ export class PictureCache {
       }
     }
     return result;
+  }
+
+  /**
+   * A picture as it is kept, `3 × height × width`, channels first, RGB.
+   *
+   * @throws {RangeError} if there is no such row.
+   */
+  async readLevels(row: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(3 * this.#shape.height * this.#shape.width);
+    const { bytesRead } = await this.#file.read(bytes, 0, bytes.length, row * bytes.length);
+    if (bytesRead !== bytes.length) throw new RangeError(`row ${row} is beyond the picture cache`);
+    return bytes;
   }
 
   /**

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import * as v from "valibot";
+import { keptPreprocessing } from "../data/augment.ts";
 import { readPicture } from "../data/picture.ts";
 import { readJsonIfExists } from "../files.ts";
 import { type Preprocessing, preprocessingAt } from "../model.ts";
@@ -56,6 +57,16 @@ export async function decodePictures(
     onProgress,
     signal,
   );
+}
+
+/** Training pictures as `augmentBatch` takes them. */
+export interface PicturesForViews {
+  /** By which they were decoded. */
+  readonly kept: Preprocessing;
+  /** By which a network of some size wants its input. */
+  readonly network: (size: InputSize) => Preprocessing;
+  /** One picture of the training side, `3 × kept.height × kept.width`, RGB bytes. */
+  readonly read: (row: number) => Promise<Uint8Array>;
 }
 
 /** The pictures of a run, decoded at every size that is asked for. Close them at the end. */
@@ -130,6 +141,24 @@ export class RunPictures {
         opened ??= this.#batches(samples, size, batchSize);
         return (await opened).read(batch);
       },
+    };
+  }
+
+  /**
+   * The training pictures a little larger than the network's input, to take views of; decoded the
+   * first time.
+   */
+  async forViews(): Promise<PicturesForViews> {
+    const { dir, preprocessing } = this.#options;
+    const kept = keptPreprocessing(preprocessing);
+    const rows = this.samples("train").map(({ row }) => row);
+    const at = new Map(rows.map((row, i) => [row, i]));
+    const side = rows.map((row) => this.pictures[row]!);
+    const cache = await this.#open(join(dir, "pictures-views.u8"), kept, side);
+    return {
+      kept,
+      network: (size) => (size === null ? preprocessing : preprocessingAt(preprocessing, size)),
+      read: (row) => cache.readLevels(at.get(row)!),
     };
   }
 

@@ -288,8 +288,11 @@ class Run {
 
   /** Hits of the samples of some bursts; NaN, which is not counted, for the others. */
   #only(bursts: ReadonlySet<string>, samples: readonly Sample[], { hits }: FeatureScore): number[] {
-    const frames = this.#frames(samples);
-    return hits.map((hit, i) => (bursts.has(frames[i]!.burst) ? hit : Number.NaN));
+    return hits.map((hit, i) => (this.#isOf(bursts, samples[i]!) ? hit : Number.NaN));
+  }
+
+  #isOf(bursts: ReadonlySet<string>, { row }: Sample): boolean {
+    return bursts.has(this.#loaded().pictures.pictures[row]!.burst);
   }
 
   /** Builds the network of every plan; point 0 is the dense one. */
@@ -382,15 +385,18 @@ class Run {
       built: plan.int8 || plan.weightBits !== null ? null : graph,
       seed: spec.options.seed,
       pictureDims: [3, shape.height, shape.width],
-      pictures: openLessons(pictures, {
+      pictures: await openLessons(pictures, {
         keptBack,
         size: plan.inputSize,
         batchSize: network.batched ? spec.options.batchSize : 1,
         seed: spec.options.seed,
       }),
       withHead: withLinearHead,
-      fitHead: async (backbone) =>
-        this.#fit(await this.#featuresOf(backbone, plan.inputSize, "fine-tune")),
+      fitHead: async (backbone) => {
+        // A head that knew the pictures kept back would make them useless as judges.
+        const own = pictures.trainingSamples().filter((sample) => !this.#isOf(keptBack, sample));
+        return this.#fit(await this.#run(backbone, own, plan.inputSize, "fine-tune"), own);
+      },
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
       resume: await this.#tuning.read(),
       onState: (state) => this.#tuning.write(state),
@@ -646,7 +652,11 @@ class Run {
     return (name) => labels.get(name) ?? name;
   }
 
-  #fit(features: Float32Array): Promise<SpecialistHead> {
+  /** @param samples whose features they are, row by row. */
+  #fit(
+    features: Float32Array,
+    samples: readonly Sample[] = this.#loaded().pictures.trainingSamples(),
+  ): Promise<SpecialistHead> {
     const { spec, engine, signal } = this.#context;
     const { network, pictures } = this.#loaded();
     const { generalist, labelMap } = spec;
@@ -657,7 +667,7 @@ class Run {
     const complete = classOf.every((c) => c >= 0);
     const prior = classOf.some((c) => c >= 0) ? { rows, complete } : null;
     const options = { seed: spec.options.seed, gemm: engine.gemm, signal };
-    return fitHead(this.#labeled(features, pictures.trainingSamples()), prior, options);
+    return fitHead(this.#labeled(features, samples), prior, options);
   }
 
   /** @param samples whose features they are, row by row. */
