@@ -69,6 +69,8 @@ export interface DistillOptions {
   /** Content of a checkpoint of this very training, to go on from. */
   readonly resume: Uint8Array | null;
   readonly onCheckpoint: (content: Uint8Array) => Promise<void>;
+  /** Checkpoints are kept at judgments, at most this often; default 20 s. */
+  readonly checkpointMs?: number;
   readonly onPoint: (point: TrainingPoint) => void;
   /** Share done, in [0, 1]. */
   readonly onProgress: (share: number) => void;
@@ -124,7 +126,6 @@ async function viewDims({ pictures, microBatch }: DistillOptions): Promise<numbe
   return [microBatch, ...student.dims.slice(1)];
 }
 
-/** Checkpoints are kept at judgments, at most this often. */
 const CHECKPOINT_MS = 20_000;
 
 class Distillation {
@@ -234,8 +235,9 @@ class Distillation {
       });
       this.#losses = [];
     }
-    if (performance.now() - this.#savedMs < CHECKPOINT_MS) return;
-    await this.#options.onCheckpoint(keepCheckpoint(this.#training));
+    const { onCheckpoint, checkpointMs = CHECKPOINT_MS } = this.#options;
+    if (performance.now() - this.#savedMs < checkpointMs) return;
+    await onCheckpoint(keepCheckpoint(this.#training));
     this.#savedMs = performance.now();
   }
 

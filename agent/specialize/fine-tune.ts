@@ -82,7 +82,7 @@ const GRADUAL_FROM = 0.6;
 /** How networks are trained; rates are for weights of usual size, see `distill`. */
 const TRAINING: Omit<TrainingOptions, "seed" | "limits"> = {
   optimizer: { kind: "adamw", beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: 0.01 },
-  schedule: { peak: 5e-4, warmUp: 0.08, floor: 0.02 },
+  schedule: { peak: 1e-4, warmUp: 0.05, floor: 0.02 },
   clipNorm: 5,
   averageDecay: 0.98,
   guard: { tolerance: 10, maxSetbacks: 4 },
