@@ -313,7 +313,11 @@ function regionOf(
 }
 
 /** Whole pixels nearest to a part of `[0, count)`, at least one. */
-function interval(from: number, to: number, count: number): { start: number; length: number } {
+export function interval(
+  from: number,
+  to: number,
+  count: number,
+): { start: number; length: number } {
   const start = Math.min(count - 1, Math.round(from * count));
   return { start, length: Math.max(1, Math.min(count, Math.round(to * count)) - start) };
 }
