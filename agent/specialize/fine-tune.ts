@@ -76,8 +76,8 @@ const BATCH = 16;
 /** Times each training picture is seen, at most. */
 const EPOCHS = 60;
 const JUDGE_EVERY = 40;
-/** A share of zeros from which halving it pays: below, one round does all. */
-const GRADUAL_FROM = 0.6;
+/** Halvings by which the rounds may fall short: each costs a pass of pruning, and training time. */
+const MORE_THAN_HALF = 0.4;
 
 /** How networks are trained; rates are for weights of usual size, see `distill`. */
 const TRAINING: Omit<TrainingOptions, "seed" | "limits"> = {
@@ -139,8 +139,8 @@ export async function fineTune(options: FineTuneOptions): Promise<FineTuned> {
 function roundsOf(plan: CompressionPlan, schedule: FineTuneOptions["schedule"]): CompressionPlan[] {
   const shares = Object.values(plan.sparsity).map(shareOfZeros);
   const most = Math.max(0, ...shares);
-  if (schedule === "one-shot" || most < GRADUAL_FROM) return [plan];
-  const rounds = Math.ceil(-Math.log2(1 - most) - 0.25);
+  if (schedule === "one-shot") return [plan];
+  const rounds = Math.max(1, Math.ceil(-Math.log2(1 - most) - MORE_THAN_HALF));
   return Array.from({ length: rounds }, (_, i) => {
     if (i === rounds - 1) return plan;
     const sparsity = Object.entries(plan.sparsity).map(([name, text]) => {

@@ -14,6 +14,7 @@ const STAGES = [
   "search",
   "compress",
   "head-refit",
+  "fine-tune",
   "evaluate",
   "latency",
   "verdict",
@@ -42,7 +43,9 @@ async function stationAtBroker(t: TestContext, overrides: Record<string, unknown
 }
 
 test("station: labels become a model that serves, and everyone is told", async (t) => {
-  const { broker, fleet, station, cli, current } = await stationAtBroker(t);
+  const { broker, fleet, station, cli, current } = await stationAtBroker(t, {
+    fineTune: { enabled: true },
+  });
   const database = join(station.dir, "taco.db");
   await station.shoot(12);
   await station.label(12);
@@ -127,6 +130,8 @@ test("station: labels become a model that serves, and everyone is told", async (
       fleet.of("e/stage").map((m) => `${String(m["stage"])} ${String(m["state"])}`),
       STAGES.flatMap((name) => [`${name} started`, `${name} finished`]),
     );
+    const curve = asked(join(station.dir, "taco.db"), "SELECT * FROM v_training");
+    assert.ok(curve.length > 0 && curve.every((row) => Number(row["loss"]) > 0));
     const [verdict, ...more] = fleet.of("e/verdict");
     assert.deepEqual(more, []);
     assert.equal(verdict?.["accepted"], true);

@@ -136,6 +136,8 @@ export class TestStation {
       intake: { scanIntervalSeconds: 1, settleMilliseconds: 50 },
       inference: { heartbeatSeconds: 1, hangSeconds: 10 },
       specialize: { minLabelsPerClass: 4, shots: 16, seed: 3, batchSize: 8 },
+      // Most journeys are about other things than training.
+      fineTune: { enabled: false, maxMinutes: 0.5 },
       gate: { maxDropPoints: 100, maxLatencyRatio: 100 },
       probation: { frames: 5, minutes: 1000, maxLatencyRatio: 100, maxLabelShare: 1 },
       schedule: { enabled: false, minNewLabels: 0, minHoursBetweenRuns: 0 },

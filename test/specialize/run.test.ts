@@ -17,6 +17,7 @@ import { chooseClasses, makeSpec } from "../../agent/specialize/plan.ts";
 import { type RunEvent, reopenRun, specialize } from "../../agent/specialize/run.ts";
 import type { RunResult, RunSpec } from "../../agent/specialize/spec.ts";
 import { splitByShots } from "../../agent/specialize/split.ts";
+import type { TrainingPoint } from "../../agent/specialize/training-point.ts";
 import { drawPicture, LABELS, writeTinyGeneralist } from "../flow/station.helpers.ts";
 
 const LOG = createLogger("fatal");
@@ -81,6 +82,9 @@ async function specOf(
   });
 }
 
+/** Ends by its steps, since what ends by the clock is never twice the same. */
+const TRAINING = { maxSeconds: 1e6, memoryBytes: 2 ** 28, schedule: "gradual" } as const;
+
 function run(
   spec: RunSpec,
   runDir: string,
@@ -127,6 +131,7 @@ test("run: the candidate's folder is complete, true to its figures, and gives it
       "search",
       "compress",
       "head-refit",
+      "fine-tune",
       "evaluate",
       "latency",
       "verdict",
@@ -143,8 +148,9 @@ test("run: the candidate's folder is complete, true to its figures, and gives it
 });
 
 test("run: killed in the middle of every stage, it goes on and ends as one that was not", async () => {
-  const spec = await specOf();
+  const spec = await specOf({ fineTune: TRAINING });
   const whole = await run(spec, join(root, "runs", "undisturbed"));
+  assert.ok(whole.chosen.trainedFrom !== null, "the candidate was trained");
   const runDir = join(root, "runs", "killed");
   const killedIn = new Set<string>();
   const finished: string[] = [];
@@ -158,9 +164,10 @@ test("run: killed in the middle of every stage, it goes on and ends as one that 
         },
         onEvent: (event) => {
           if (event.type === "stage-finished") finished.push(event.stage);
-          if (event.type !== "stage-started" || killedIn.has(event.stage)) return;
-          if (event.stage === "latency" || event.stage === "verdict") return;
-          killedIn.add(event.stage);
+          const place = event.type === "trained" ? "in training" : event.stage;
+          if (event.type !== "stage-started" && event.type !== "trained") return;
+          if (killedIn.has(place) || event.stage === "latency" || event.stage === "verdict") return;
+          killedIn.add(place);
           process.kill(pid, "SIGKILL");
         },
       });
@@ -168,11 +175,43 @@ test("run: killed in the middle of every stage, it goes on and ends as one that 
       assert.ok(error instanceof AgentError, String(error));
     }
   }
-  assert.equal(killedIn.size, 7, "each stage of the child was hit once");
+  assert.equal(killedIn.size, 9, "each stage of the child was hit once, and training again");
   assert.equal(new Set(finished).size, finished.length, "no finished stage was done again");
   assert.deepEqual(result?.candidate, whole.candidate);
   assert.equal(result?.candidateSha256, whole.candidateSha256);
   assert.deepEqual(await run(spec, runDir), result, "a finished run returns its result");
+});
+
+test("run: trains the candidate, tells its loss curve, and serves the trained network", async () => {
+  const points: TrainingPoint[] = [];
+  const spec = await specOf({ method: "unstructured:0.8", fineTune: TRAINING });
+  const runDir = join(root, "runs", "trained");
+  const { chosen, candidate, dense, problems } = await run(spec, runDir, {
+    onEvent: (event) => {
+      if (event.type === "trained") points.push(event.point);
+    },
+  });
+  assert.deepEqual(problems, []);
+  assert.equal(chosen.trainedFrom, 1);
+  // Half of the weights, then half of those that are left.
+  assert.equal(chosen.training.length, 2);
+  const steps = chosen.training.reduce((sum, round) => sum + round.steps, 0);
+  assert.ok(steps > 20 && points.length > 2, `${steps} steps, ${points.length} points`);
+  assert.ok(points.every(({ loss, learningRate }) => loss > 0 && learningRate > 0));
+  const untrained = readGraph(await readFile(join(runDir, "front", "1.onnx")));
+  const trained = readGraph(await readFile(join(runDir, "front", "2.onnx")));
+  const [before, after] = [countParameters(untrained).nonzero, countParameters(trained).nonzero];
+  assert.ok(after <= before * 1.02, `${after} non-zero after training, ${before} before`);
+  assert.ok(candidate.accuracy >= dense.accuracy - 0.1, `${candidate.accuracy}`);
+});
+
+test("run: integers are made of the trained network", async () => {
+  const fineTune = { ...TRAINING, schedule: "one-shot" } as const;
+  const spec = await specOf({ method: "unstructured:0.5+int8", fineTune });
+  const { chosen, candidate, dense } = await run(spec, join(root, "runs", "trained-int8"));
+  assert.equal(chosen.training.length, 1);
+  assert.ok(candidate.bytes < 0.5 * dense.bytes, `${candidate.bytes} of ${dense.bytes}`);
+  assert.ok(candidate.accuracy > 0.8, `${candidate.accuracy}`);
 });
 
 test("run: stopped by its signal it says so, and can be taken up", async () => {
