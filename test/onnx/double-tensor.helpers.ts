@@ -10,12 +10,12 @@ export interface DoubleTensor {
 
 /** A tensor of real numbers. */
 export function real(dims: readonly number[], data: ArrayLike<number>): DoubleTensor {
-  return { dims, data: Float64Array.from(data) };
+  return { dims, data: new Float64Array(data) };
 }
 
 /** A tensor of integers or of truth values, 0 or 1. */
 export function whole(dims: readonly number[], data: ArrayLike<number>): DoubleTensor {
-  return { dims, data: Float64Array.from(data), integer: true };
+  return { dims, data: new Float64Array(data), integer: true };
 }
 
 /** Elements between neighbors along each axis, row-major. */

@@ -40,7 +40,9 @@ export function runReference(
   feeds: ReadonlyMap<string, DoubleTensor>,
 ): Map<string, DoubleTensor> {
   const values = new Map<string, DoubleTensor>();
-  for (const [name, tensor] of graph.initializers) values.set(name, doubleTensor(tensor));
+  for (const [name, tensor] of graph.initializers) {
+    if (!feeds.has(name)) values.set(name, doubleTensor(tensor));
+  }
   for (const [name, value] of feeds) values.set(name, value);
   for (const node of graph.nodes) {
     const operator = OPERATORS[node.opType];
@@ -72,8 +74,8 @@ export function byReference(tested: Omit<DifferentiatedCase, "oracle">): Differe
 
 /** The values of a float32, integer or boolean tensor. */
 export function doubleTensor({ dims, dataType, data }: Tensor): DoubleTensor {
-  const values = Float64Array.from(data as ArrayLike<number | bigint>, Number);
-  return { dims, data: values, integer: !isFloatType(dataType) };
+  const values = data instanceof BigInt64Array ? Array.from(data, Number) : (data as Float32Array);
+  return { dims, data: new Float64Array(values), integer: !isFloatType(dataType) };
 }
 
 /** One function of a number, for each. */
