@@ -395,7 +395,7 @@ class Run {
       fitHead: async (backbone) => {
         // A head that knew the pictures kept back would make them useless as judges.
         const own = pictures.trainingSamples().filter((sample) => !this.#isOf(keptBack, sample));
-        return this.#fit(await this.#run(backbone, own, plan.inputSize, "fine-tune"), own);
+        return this.#fit(await this.#run(backbone, own, plan.inputSize, null), own);
       },
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
       resume: await this.#tuning.read(),
@@ -409,7 +409,7 @@ class Run {
       searchedDropPoints: null,
       reports: [...built.reports, ...pass.reports.map((report) => ({ ...report }))],
     });
-    const features = await this.#featuresOf(pass.graph, plan.inputSize, "fine-tune");
+    const features = await this.#featuresOf(pass.graph, plan.inputSize, null);
     const head = await this.#fit(features);
     await this.#writeHead(index, head);
     const score = this.#searches() ? await this.#scoreKeptBack(features, keptBack) : null;
@@ -697,16 +697,20 @@ class Run {
     return (await this.#readFeatures()).subarray(heldOut * this.#inputs());
   }
 
-  #featuresOf(graph: Graph, size: InputSize, stage: StageName): Promise<Float32Array> {
+  #featuresOf(graph: Graph, size: InputSize, stage: StageName | null): Promise<Float32Array> {
     return this.#run(graph, this.#loaded().pictures.trainingSamples(), size, stage);
   }
 
-  /** Runs a graph over samples and returns its one output, `samples × width`, row-major. */
+  /**
+   * Runs a graph over samples and returns its one output, `samples × width`, row-major.
+   *
+   * @param stage whose progress it is; null where it is but a part of one.
+   */
   async #run(
     graph: Graph,
     samples: readonly Sample[],
     size: InputSize,
-    stage: StageName,
+    stage: StageName | null,
   ): Promise<Float32Array> {
     const { engine, onProgress, signal } = this.#context;
     const input = graph.inputs[0]!.name;
@@ -725,6 +729,7 @@ class Run {
         result ??= new Float32Array(samples.length * width);
         result.set(data, offset);
         offset += data.length;
+        if (stage === null) continue;
         onProgress(stage, Math.min(samples.length, offset / width), samples.length);
       }
     } finally {
