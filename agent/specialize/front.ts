@@ -107,9 +107,12 @@ export function chooseForAim(
   };
 }
 
-function dropOf({ index, expectedDropPoints, dropStandardError }: FrontPoint): number {
+function dropOf(point: FrontPoint): number {
+  const { index, expectedDropPoints, dropStandardError, trainedFrom } = point;
   // A drop that nobody could judge is none that a limit on it may allow.
   if (expectedDropPoints === null) return index === 0 ? 0 : Number.POSITIVE_INFINITY;
+  // It was the only one to be trained: there was no choosing, so it looks no better than it is.
+  if (trainedFrom !== null) return expectedDropPoints;
   return dropToCountOn({ points: expectedDropPoints, standardError: dropStandardError ?? 0 });
 }
 

@@ -1,6 +1,8 @@
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
+import type { Aim } from "../aim.ts";
+import { chooseFromFront } from "../compress/budget.ts";
 import { readPicture } from "../data/picture.ts";
 import { messageOf } from "../errors.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
@@ -43,6 +45,7 @@ import {
   type Chosen,
   chooseForAim,
   type FrontPoint,
+  frontLimit,
   frontPointSchema,
   headSchema,
 } from "./front.ts";
@@ -87,6 +90,8 @@ const BORDER_MEMORY_BYTES = 128 * 2 ** 20;
 const MAX_PLANS = 3;
 /** Share of the training pictures that a search judges by. */
 const UNSEEN_SHARE = 0.35;
+/** Points that may be lost before training for each that may be lost after it. */
+const RECOVERED = 3;
 /** Share of the training pictures by which training sees when to stop. */
 const VALIDATION_SHARE = 0.12;
 /** A checkpoint of the network while it is compressed, at most this often. */
@@ -163,14 +168,12 @@ const problemFile = v.object({ subject: v.string(), reason: v.string() });
 class Run {
   readonly #context: StageContext;
   readonly #paths: ReturnType<typeof runPaths>;
-  readonly #tuning: TuningFiles;
   #network: Network | undefined;
   #pictures: RunPictures | undefined;
 
   constructor(context: StageContext, paths: ReturnType<typeof runPaths>) {
     this.#context = context;
     this.#paths = paths;
-    this.#tuning = new TuningFiles(join(paths.work, "fine-tune"));
   }
 
   async decodePictures(): Promise<void> {
@@ -246,10 +249,10 @@ class Run {
     const dense = await score(network.backbone, null);
     const { parameters } = countParameters(network.graph);
     const head = this.#inputs() * pictures.classes.length + pictures.classes.length;
-    const { chosen, front, refused } = await searchPlans({
+    const { front, refused, ...found } = await searchPlans({
       dense: network.backbone,
       size: spec.generalist.preprocessing,
-      aim,
+      aim: this.#searchedAim(),
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined, unseen)),
       judge: async (graph, size) => {
         const other = await score(graph, size);
@@ -267,6 +270,15 @@ class Run {
       signal,
     });
     log.debug({ refused }, "levers that the search could not use");
+    const chosen = [...found.chosen];
+    // Without what training is to bring back, in case it does not.
+    const sure = chooseFromFront(
+      front.map((point) => ({ point, cost: point.cost, drop: point.dropPoints })),
+      frontLimit(aim, parameters),
+    )?.point;
+    if (sure && sure.plan !== NO_CHANGE && !chosen.includes(sure)) {
+      chosen.splice(1, chosen.length >= MAX_PLANS ? 1 : 0, sure);
+    }
     const others = front.filter((point) => point.plan !== NO_CHANGE && !chosen.includes(point));
     const step = Math.max(1, others.length / MAX_PLANS);
     const spread = others.filter((_, i) => Math.floor(i % step) === 0).slice(0, MAX_PLANS);
@@ -350,10 +362,12 @@ class Run {
    */
   async fineTune(): Promise<void> {
     const { options } = this.#context.spec;
-    const { point } = await this.#chooseBuilt();
+    if (options.fineTune === null) return;
     const points = await this.#readFront();
+    const untrained = points.filter(({ trainedFrom }) => trainedFrom === null);
+    const { point } = this.#chooseFrom(untrained, this.#searchedAim());
     const known = points.some(({ trainedFrom }) => trainedFrom === point.index);
-    if (options.fineTune === null || point.index === 0 || known) return;
+    if (point.index === 0 || known) return;
     try {
       const trained = await this.#train(point, points.length, options.fineTune);
       await writeJsonAtomic(this.#paths.frontFile, [...points, trained]);
@@ -362,7 +376,21 @@ class Run {
       const problem = { subject: "fine-tune", reason: error.message };
       await writeJsonAtomic(this.#work("fine-tune-problem.json"), problem);
     }
-    await this.#tuning.remove();
+    await this.#tuningOf(point).remove();
+  }
+
+  #tuningOf({ index }: FrontPoint): TuningFiles {
+    return new TuningFiles(this.#work(`fine-tune-${index}`));
+  }
+
+  /**
+   * What a search looks for: where training follows, more may be lost before it, since it brings
+   * most of that back.
+   */
+  #searchedAim(): Aim {
+    const { aim, fineTune } = this.#context.spec.options;
+    if (fineTune === null || !("aim" in aim)) return aim;
+    return { ...aim, maxDropPoints: RECOVERED * aim.maxDropPoints };
   }
 
   /** @param index of the point to make. */
@@ -374,6 +402,7 @@ class Run {
     const { spec, onProgress, onTrained, endTraining } = this.#context;
     const { network, pictures } = this.#loaded();
     const { plan } = point;
+    const tuning = this.#tuningOf(point);
     const { graph, ...built } = await this.#built(point.index);
     const keptBack = validationBursts(this.#trainPictures(), VALIDATION_SHARE, spec.options.seed);
     const shape = plan.inputSize ?? spec.generalist.preprocessing;
@@ -398,8 +427,8 @@ class Run {
         return this.#fit(await this.#run(backbone, own, plan.inputSize, null), own);
       },
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
-      resume: await this.#tuning.read(),
-      onState: (state) => this.#tuning.write(state),
+      resume: await tuning.read(),
+      onState: (state) => tuning.write(state),
       onPoint: onTrained,
       onProgress: (share) => onProgress("fine-tune", share, 1),
       end: endTraining,
@@ -469,21 +498,32 @@ class Run {
     await writeJsonAtomic(this.#paths.evaluation, evaluation);
   }
 
-  /** The point for the aim, trained where it was. */
+  /**
+   * The point for the aim. A trained one stands for what it was made of; with a limit on cost it
+   * is taken whatever else there is, as training was for it.
+   */
   async #choose(): Promise<Chosen> {
-    const { point, problem } = await this.#chooseBuilt();
+    const { aim } = this.#context.spec.options;
     const points = await this.#readFront();
-    const trained = points.find(({ trainedFrom }) => trainedFrom === point.index);
-    return { point: trained ?? point, problem };
+    const trained = points.filter(({ trainedFrom }) => trainedFrom !== null);
+    const replaced = new Set(trained.map(({ trainedFrom }) => trainedFrom));
+    const { point } = this.#chooseFrom(
+      points.filter(({ trainedFrom }) => trainedFrom === null),
+      this.#searchedAim(),
+    );
+    const own = trained.find(({ trainedFrom }) => trainedFrom === point.index);
+    if (own && !("aim" in aim)) return { point: own, problem: null };
+    return this.#chooseFrom(
+      points.filter(({ index }) => !replaced.has(index)),
+      aim,
+    );
   }
 
-  /** The point for the aim among those that no training has changed. */
-  async #chooseBuilt(): Promise<Chosen> {
-    const points = (await this.#readFront()).filter(({ trainedFrom }) => trainedFrom === null);
+  #chooseFrom(points: readonly FrontPoint[], aim: Aim): Chosen {
     // A stated method is what the user wants, whatever it costs; the gate judges it.
     if (!this.#searches()) return { point: points.at(-1)!, problem: null };
     const { parameters } = countParameters(this.#loaded().network.graph);
-    return chooseForAim(points, this.#context.spec.options.aim, parameters);
+    return chooseForAim(points, aim, parameters);
   }
 
   async #readFront(): Promise<FrontPoint[]> {
