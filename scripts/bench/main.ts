@@ -2,6 +2,7 @@ import { cpus, totalmem } from "node:os";
 import { Command } from "commander";
 import { benchBaselines } from "./baselines.ts";
 import { benchBreadth } from "./breadth.ts";
+import { benchFineTune } from "./fine-tune.ts";
 import { benchInt8 } from "./int8.ts";
 import { benchPass } from "./pass.ts";
 import { benchServing } from "./serving.ts";
@@ -18,6 +19,7 @@ const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   station: () => benchStation(),
   specialize: () => benchSpecialize(),
   speed: () => benchSpeed(),
+  "fine-tune": () => benchFineTune(),
   pass: () => benchPass(),
   baselines: () => benchBaselines(),
   breadth: () => benchBreadth(),
