@@ -241,6 +241,8 @@ function demoConfig(settings: StationSettings): Record<string, unknown> {
       heldOutPerClass: 12,
       calibrationPictures: 160,
     },
+    // Long enough to be seen at work, not to show all that it can do.
+    fineTune: { maxMinutes: 0.5 },
     // Latency is noisy on a machine that draws pictures at the same time.
     gate: { maxDropPoints: MAX_DROP_POINTS, maxLatencyRatio: 1.5 },
     probation: { frames: 30, maxLatencyRatio: 3 },
