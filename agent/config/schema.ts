@@ -296,7 +296,7 @@ const fineTune = section(
             "trains, and goes on to the next half.",
         ),
       ),
-      "gradual",
+      "one-shot",
     ),
   },
   "How a compressed network is trained on the device, on training pictures alone.",
