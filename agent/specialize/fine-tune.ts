@@ -65,7 +65,7 @@ export interface FineTuned {
 }
 
 /** How the training of one round went. */
-export type RoundReport = Pick<Distilled, "steps" | "seconds" | "validationLoss" | "ended">;
+type RoundReport = Pick<Distilled, "steps" | "seconds" | "validationLoss" | "ended">;
 
 /** Share of the parameters that lie before the border at which training begins, at most. */
 const FROZEN_SHARE = 0.03;
@@ -197,7 +197,7 @@ function headOf(model: Graph): Node {
 }
 
 /** What a round's training works on. */
-export function lessonsOf(
+function lessonsOf(
   student: Graph,
   { dense, denseHead, withHead, pictureDims, memoryBytes, ...rest }: FineTuneOptions,
 ): Omit<
@@ -260,7 +260,7 @@ function bytesOfTraining(network: Graph, border: string, pictureDims: readonly n
   return 4 * KEPT_TWICE * values;
 }
 
-export function trainingOf(
+function trainingOf(
   { seed, maxSeconds, pictures }: FineTuneOptions,
   rounds: number,
 ): TrainingOptions {

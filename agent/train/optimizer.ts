@@ -1,5 +1,5 @@
 /** Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2). */
-export interface AdamW {
+interface AdamW {
   readonly kind: "adamw";
   /** Memory of the mean of gradients, in [0, 1). */
   readonly beta1: number;
@@ -12,7 +12,7 @@ export interface AdamW {
 }
 
 /** Momentum with decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 1, SGDW). */
-export interface Sgd {
+interface Sgd {
   readonly kind: "sgd";
   /** In [0, 1). */
   readonly momentum: number;

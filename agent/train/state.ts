@@ -11,7 +11,7 @@ import {
 } from "./optimizer.ts";
 
 /** When a training ends before its limits. */
-export interface EarlyStopping {
+interface EarlyStopping {
   /** Judgements in a row without a gain after which training stops; at least 1. */
   readonly patience: number;
   /** By how much a score must exceed the last one that counted as a gain, at least 0. */

@@ -6,7 +6,7 @@ import { isFrozen, maskGradient, updateWeights } from "./optimizer.ts";
 import { type GatheredGradients, judgedWeights, ownCopy, type Training } from "./state.ts";
 
 /** Training went back to its last good state, or gave up there for good. */
-export interface Setback {
+interface Setback {
   /** `diverged`: there were too many; {@link Training.best} and the initial values are whole. */
   readonly kind: "stepped-back" | "diverged";
   readonly reason: string;
