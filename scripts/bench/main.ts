@@ -3,6 +3,7 @@ import { Command } from "commander";
 import { benchBaselines } from "./baselines.ts";
 import { benchBreadth } from "./breadth.ts";
 import { benchFineTune } from "./fine-tune.ts";
+import { benchGradient } from "./gradient.ts";
 import { benchInt8 } from "./int8.ts";
 import { benchPass } from "./pass.ts";
 import { benchServing } from "./serving.ts";
@@ -19,6 +20,7 @@ const BENCHMARKS: Readonly<Record<string, () => Promise<object>>> = {
   station: () => benchStation(),
   specialize: () => benchSpecialize(),
   speed: () => benchSpeed(),
+  gradient: () => benchGradient(),
   "fine-tune": () => benchFineTune(),
   pass: () => benchPass(),
   baselines: () => benchBaselines(),
