@@ -69,7 +69,7 @@ export interface DistillOptions {
   /** Content of a checkpoint of this very training, to go on from. */
   readonly resume: Uint8Array | null;
   readonly onCheckpoint: (content: Uint8Array) => Promise<void>;
-  /** Checkpoints are kept at judgments, at most this often; default 20 s. */
+  /** Checkpoints are handed out at judgments, at most this often; default two minutes. */
   readonly checkpointMs?: number;
   readonly onPoint: (point: TrainingPoint) => void;
   /** Share done, in [0, 1]. */
@@ -126,7 +126,8 @@ async function viewDims({ pictures, microBatch }: DistillOptions): Promise<numbe
   return [microBatch, ...student.dims.slice(1)];
 }
 
-const CHECKPOINT_MS = 20_000;
+/** A checkpoint is five times the size of the network, and a memory card wears out. */
+const CHECKPOINT_MS = 120_000;
 
 class Distillation {
   readonly #options: DistillOptions;
@@ -236,8 +237,10 @@ class Distillation {
       this.#losses = [];
     }
     const { onCheckpoint, checkpointMs = CHECKPOINT_MS } = this.#options;
+    // At every judgment, so that what a setback returns to does not depend on the clock.
+    const content = keepCheckpoint(this.#training);
     if (performance.now() - this.#savedMs < checkpointMs) return;
-    await onCheckpoint(keepCheckpoint(this.#training));
+    await onCheckpoint(content);
     this.#savedMs = performance.now();
   }
 
