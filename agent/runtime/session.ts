@@ -18,6 +18,11 @@ export interface SessionConfig {
    * true, the default, keeps it for the next run.
    */
   keepMemory?: boolean;
+  /**
+   * False lets ONNX Runtime find room for each value as it comes; true, the default, lays all of
+   * them out in one block beforehand, which for a training step is far larger than what is in use.
+   */
+  planMemory?: boolean;
 }
 
 /** A dense tensor, row-major; `data.length` is the product of `dims`. */
@@ -83,7 +88,7 @@ function createSession(
     executionProviders: [provider],
     logSeverityLevel: 3,
     enableCpuMemArena: config.keepMemory ?? true,
-    enableMemPattern: config.keepMemory ?? true,
+    enableMemPattern: config.planMemory ?? config.keepMemory ?? true,
     intraOpNumThreads: config.intraOpThreads > 0 ? config.intraOpThreads : availableParallelism(),
     // Threads that wait would spin: on a box that decodes, serves and specializes at once they
     // take the time of those that work (a run took twice as long), and power when nothing is on.

@@ -2,7 +2,12 @@ import type { Logger } from "../log.ts";
 import type { Gemm } from "../math/gemm.ts";
 import { type Graph, writeGraph } from "../onnx/graph.ts";
 import { openGemm } from "../runtime/gemm.ts";
-import { type ModelSession, openSession, type TensorValue } from "../runtime/session.ts";
+import {
+  type ModelSession,
+  openSession,
+  type SessionConfig,
+  type TensorValue,
+} from "../runtime/session.ts";
 
 /** A graph ready to run. Always release it: its weights live outside of JavaScript's heap. */
 export interface EngineSession {
@@ -12,7 +17,8 @@ export interface EngineSession {
 
 /** All heavy work of a run: graphs and matrix products by ONNX Runtime, and the time they took. */
 export interface Engine {
-  open(graph: Graph): Promise<EngineSession>;
+  /** @param how see {@link SessionConfig}. */
+  open(graph: Graph, how?: Pick<SessionConfig, "planMemory">): Promise<EngineSession>;
   readonly gemm: Gemm;
   /** Seconds spent inside ONNX Runtime since the engine was made. */
   runtimeSeconds(): number;
@@ -36,8 +42,9 @@ export async function createEngine(options: {
   };
   const runtimeGemm = await openGemm(options);
   return {
-    open: async (graph) => {
-      const session: ModelSession = await timed(() => openSession(writeGraph(graph), options));
+    open: async (graph, how) => {
+      const config = { ...options, ...how };
+      const session: ModelSession = await timed(() => openSession(writeGraph(graph), config));
       return {
         run: (feeds) => timed(() => session.run(feeds)),
         release: () => session.release(),

@@ -96,7 +96,7 @@ export async function openTrainingStep(options: TrainingStepOptions): Promise<Tr
     border === picture ? null : await engine.open(extractSubgraph(network, [picture], [border]));
   let session: EngineSession;
   try {
-    session = await engine.open(graph);
+    session = await engine.open(graph, { planMemory: false });
   } catch (error) {
     await prefix?.release();
     throw error;
