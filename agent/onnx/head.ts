@@ -339,3 +339,27 @@ function displace(graph: Graph, name: string): Graph {
   if (freeName({ ...graph, outputs: [] }, name) === name) return graph;
   throw new RangeError(`a value before the classifier is already called "${name}"`);
 }
+
+/**
+ * The network with a linear classifier on its features: output `logits`, `[N, classes]`.
+ *
+ * @param backbone with features `[N, inputs]` as its only output.
+ * @param head `weights` `classes × inputs`, row-major; `bias` one value a class.
+ */
+export function withLinearHead(
+  backbone: Graph,
+  { weights, bias }: { readonly weights: Float32Array; readonly bias: Float32Array },
+): Graph {
+  const features = backbone.outputs[0]!.name;
+  const classes = bias.length;
+  const initializers = new Map(backbone.initializers)
+    .set("taco_head_weight", floatTensor([classes, weights.length / classes], weights))
+    .set("taco_head_bias", floatTensor([classes], bias));
+  const names = [features, "taco_head_weight", "taco_head_bias"];
+  return {
+    ...backbone,
+    nodes: [...backbone.nodes, node("Gemm", names, ["logits"], { transB: 1 })],
+    initializers,
+    outputs: [{ name: "logits", dataType: DataType.FLOAT, dims: ["N", classes] }],
+  };
+}

@@ -3,6 +3,7 @@ import { formatPattern } from "../method.ts";
 import { findBorders } from "../onnx/borders.ts";
 import type { Objective } from "../onnx/gradient/objective.ts";
 import type { Graph, Node } from "../onnx/graph.ts";
+import { withLinearHead } from "../onnx/head.ts";
 import { inferShapes } from "../onnx/infer-shapes.ts";
 import { countParameters } from "../onnx/initializers.ts";
 import { extractSubgraph } from "../onnx/subgraph.ts";
@@ -32,8 +33,6 @@ export interface FineTuneOptions extends PlanOptions {
   /** Shape of the student's picture, `[3, height, width]`. */
   readonly pictureDims: readonly number[];
   readonly pictures: LessonPictures;
-  /** The network with a linear head on its features: output `[N, classes]`. */
-  readonly withHead: (backbone: Graph, head: HeadWeights) => Graph;
   /** Fits a head to a network's features of the training pictures. */
   readonly fitHead: (backbone: Graph) => Promise<HeadWeights>;
   /** State of this very fine-tuning, to go on from. */
@@ -103,7 +102,7 @@ const OBJECTIVE: Omit<Objective, "logitOffsets"> = {
  * @throws {RangeError} where the network cannot be differentiated.
  */
 export async function fineTune(options: FineTuneOptions): Promise<FineTuned> {
-  const { plan, withHead, onState } = options;
+  const { plan, onState } = options;
   const environment = await options.environmentAt(plan.inputSize);
   const plans = roundsOf(inFloat(plan), options.schedule);
   let state = options.resume ?? { done: [], trained: null, student: null, checkpoint: null };
@@ -115,12 +114,21 @@ export async function fineTune(options: FineTuneOptions): Promise<FineTuned> {
         trained === null
           ? await firstBackbone(plans[0]!, plans.length, options)
           : await pruneFurther(backboneOf(trained), plans[done.length]!, options);
-      student = withHead(pruned, await options.fitHead(pruned));
+      student = withLinearHead(pruned, await options.fitHead(pruned));
       await onState({ done, trained, student, checkpoint: null });
     }
     const begun = { done, trained, student };
+    const before = (of: (round: RoundReport) => number) =>
+      done.reduce((sum, round) => sum + of(round), 0);
+    const [stepsBefore, secondsBefore] = [before(({ steps }) => steps), before((r) => r.seconds)];
     const { graph, ...report } = await distill({
       ...lessonsOf(student, options),
+      onPoint: (point) =>
+        options.onPoint({
+          ...point,
+          step: stepsBefore + point.step,
+          seconds: secondsBefore + point.seconds,
+        }),
       training: trainingOf(options, plans.length),
       resume: checkpoint,
       onCheckpoint: (content) => onState({ ...begun, checkpoint: content }),
@@ -199,12 +207,12 @@ function headOf(model: Graph): Node {
 /** What a round's training works on. */
 function lessonsOf(
   student: Graph,
-  { dense, denseHead, withHead, pictureDims, memoryBytes, ...rest }: FineTuneOptions,
+  { dense, denseHead, pictureDims, memoryBytes, ...rest }: FineTuneOptions,
 ): Omit<
   DistillOptions,
-  "training" | "resume" | "onCheckpoint" | "onProgress" | "engine" | "signal"
+  "training" | "resume" | "onCheckpoint" | "onPoint" | "onProgress" | "engine" | "signal"
 > {
-  const { pictures, onPoint, end } = rest;
+  const { pictures, end } = rest;
   const border = borderToTrainFrom(student);
   const head = headOf(student);
   const features = head.inputs[0]!;
@@ -216,7 +224,7 @@ function lessonsOf(
   while (microBatch > 1 && microBatch * perPicture > memoryBytes) microBatch /= 2;
   return {
     student,
-    teacher: withHead(dense, denseHead),
+    teacher: withLinearHead(dense, denseHead),
     features: comparable ? [{ student: features, teacher: dense.outputs[0]!.name }] : [],
     border,
     pictures,
@@ -224,7 +232,6 @@ function lessonsOf(
     batchSize: BATCH,
     microBatch,
     judgeEvery: JUDGE_EVERY,
-    onPoint,
     end,
   };
 }

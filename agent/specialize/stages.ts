@@ -7,7 +7,7 @@ import { readPicture } from "../data/picture.ts";
 import { messageOf } from "../errors.ts";
 import { readJsonIfExists, sha256, writeFileAtomic, writeJsonAtomic } from "../files.ts";
 import type { Logger } from "../log.ts";
-import { type HeadWeights, headLogits } from "../math/standardized-space.ts";
+import { headLogits } from "../math/standardized-space.ts";
 import { changesNothing, formatMethod, parseMethod } from "../method.ts";
 import {
   type ModelManifest,
@@ -16,12 +16,10 @@ import {
   preprocessingAt,
   readModelJson,
 } from "../model.ts";
-import { node } from "../onnx/builder.ts";
 import { type Graph, readGraph, writeGraph } from "../onnx/graph.ts";
-import { readHead } from "../onnx/head.ts";
+import { readHead, withLinearHead } from "../onnx/head.ts";
 import { countParameters } from "../onnx/initializers.ts";
 import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
-import { DataType, floatTensor } from "../onnx/tensor.ts";
 import { makeKnownAnswers } from "../runtime/known-answers.ts";
 import { LatencyTable, thisMachine } from "../runtime/latency-table.ts";
 import { openSession } from "../runtime/session.ts";
@@ -420,7 +418,6 @@ class Run {
         batchSize: network.batched ? spec.options.batchSize : 1,
         seed: spec.options.seed,
       }),
-      withHead: withLinearHead,
       fitHead: async (backbone) => {
         // A head that knew the pictures kept back would make them useless as judges.
         const own = pictures.trainingSamples().filter((sample) => !this.#isOf(keptBack, sample));
@@ -941,23 +938,6 @@ function expectedPoints(drop: ExpectedDrop, searched: number | null): number {
   if (searched === null) return drop.points;
   const margin = dropToCountOn(drop) - drop.points;
   return Math.max(drop.points, searched - margin);
-}
-
-/** The network with a linear classifier on its features: output `logits`, `[N, classes]`. */
-function withLinearHead(backbone: Graph, head: HeadWeights): Graph {
-  const features = backbone.outputs[0]!.name;
-  const classes = head.bias.length;
-  const inputs = head.weights.length / classes;
-  const initializers = new Map(backbone.initializers)
-    .set("taco_head_weight", floatTensor([classes, inputs], head.weights))
-    .set("taco_head_bias", floatTensor([classes], head.bias));
-  const names = [features, "taco_head_weight", "taco_head_bias"];
-  return {
-    ...backbone,
-    nodes: [...backbone.nodes, node("Gemm", names, ["logits"], { transB: 1 })],
-    initializers,
-    outputs: [{ name: "logits", dataType: DataType.FLOAT, dims: ["N", classes] }],
-  };
 }
 
 function evaluationOf(

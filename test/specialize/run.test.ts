@@ -197,6 +197,13 @@ test("run: trains the candidate, tells its loss curve, and serves the trained ne
   assert.equal(chosen.training.length, 2);
   const steps = chosen.training.reduce((sum, round) => sum + round.steps, 0);
   assert.ok(steps > 20 && points.length > 2, `${steps} steps, ${points.length} points`);
+  const at = points.map(({ step }) => step);
+  assert.deepEqual(
+    at,
+    [...new Set(at)].sort((a, b) => a - b),
+    "steps go on from round to round",
+  );
+  assert.equal(at.at(-1), steps);
   assert.ok(points.every(({ loss, learningRate }) => loss > 0 && learningRate > 0));
   const untrained = readGraph(await readFile(join(runDir, "front", "1.onnx")));
   const trained = readGraph(await readFile(join(runDir, "front", "2.onnx")));
