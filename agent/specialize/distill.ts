@@ -14,6 +14,7 @@ import {
 } from "../train/state.ts";
 import { gatherGradients, judgeWeights, progressOf, takeStep } from "../train/steps.ts";
 import type { Engine, EngineSession } from "./engine.ts";
+import { indexOfLargest } from "./evaluate.ts";
 import type { TrainingPoint } from "./training-point.ts";
 import {
   type Lesson,
@@ -195,6 +196,8 @@ class Distillation {
       const views = await next;
       // Decoded by other threads while this one waits for the network.
       if (place + 1 < parts.length) next = pictures.read(parts[place + 1]!, step, place + 1);
+      // Failing meanwhile it would end the process; it is thrown where it is waited for.
+      next.catch(() => undefined);
       const lesson = await this.#lesson(views);
       const { loss, gradients } = await this.#step.run(this.#training.weights, lesson);
       gatherGradients(this.#training, loss, gradients, part.length);
@@ -318,10 +321,4 @@ function logProbabilities(logits: Float32Array): Float64Array {
   const largest = logits.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
   const total = Math.log(logits.reduce((sum, x) => sum + Math.exp(x - largest), 0)) + largest;
   return Float64Array.from(logits, (x) => x - total);
-}
-
-function indexOfLargest(values: Float32Array | Float64Array): number {
-  let best = 0;
-  for (let i = 1; i < values.length; i++) if (values[i]! > values[best]!) best = i;
-  return best;
 }

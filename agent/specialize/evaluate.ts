@@ -119,7 +119,8 @@ export function softmax(logits: Float32Array): Float32Array {
   return result.map((x) => x / sum);
 }
 
-function indexOfLargest(values: Float32Array | Float64Array): number {
+/** Position of the largest value; the first of equal ones. */
+export function indexOfLargest(values: Float32Array | Float64Array): number {
   let best = 0;
   for (let i = 1; i < values.length; i++) if (values[i]! > values[best]!) best = i;
   return best;

@@ -50,8 +50,8 @@ const conv: BackwardRule = (context) => {
 /**
  * At stride 1, dX is a convolution of dY with flipped kernels, inputs and outputs of each group
  * exchanged; padding grows to d·(k − 1) − p. Otherwise ConvTranspose, which is dX by definition:
- * filling the gaps of dY with zeros and convolving took twice as long, one convolution for each
- * phase three times.
+ * where it was compared (240 channels of 28², 5×5, stride 2), filling the gaps of dY with zeros and
+ * convolving took twice as long, one convolution for each phase as well.
  */
 function inputGradient(context: BackwardContext, of: Convolution): string {
   const { dY, w, groups, channels, pictures, sizes, outSizes } = of;
