@@ -1,20 +1,20 @@
-import { fork } from "node:child_process";
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createLogger } from "../../agent/log.ts";
 import { createRandom } from "../../agent/math/random.ts";
 import { findBorders } from "../../agent/onnx/borders.ts";
-import { node } from "../../agent/onnx/builder.ts";
 import { type Graph, writeGraph } from "../../agent/onnx/graph.ts";
+import { withLinearHead } from "../../agent/onnx/head.ts";
 import { inferShapes } from "../../agent/onnx/infer-shapes.ts";
 import { findPrunableLayers } from "../../agent/onnx/prunable-layers.ts";
 import { extractSubgraph } from "../../agent/onnx/subgraph.ts";
-import { DataType, elementCount, floatTensor } from "../../agent/onnx/tensor.ts";
+import { elementCount } from "../../agent/onnx/tensor.ts";
 import { createEngine } from "../../agent/specialize/engine.ts";
 import { loadNetwork } from "../../agent/specialize/network.ts";
 import { openTrainingStep } from "../../agent/specialize/training-step.ts";
 import { buildNetwork } from "../networks/build-network.ts";
+import { measureApart } from "./measure-apart.ts";
 
 /** One training step to measure. */
 interface GradientJob {
@@ -25,7 +25,7 @@ interface GradientJob {
   readonly frozenWork: number;
 }
 
-/** What the targets speak of, then what the daemon does (few parameters lie before three fifths). */
+/** What the targets speak of, the same in smaller batches, and larger shapes. */
 const JOBS: readonly GradientJob[] = [
   { network: "efficientnet_b0_imagenet1k", pictures: 8, frozenWork: 0 },
   { network: "efficientnet_b0_imagenet1k", pictures: 8, frozenWork: 0.5 },
@@ -69,22 +69,10 @@ export async function benchGradient(jobs: readonly GradientJob[] = JOBS): Promis
     process.stderr.write(
       `  ${job.network}, ${job.pictures} pictures, ${job.frozenWork} frozen …\n`,
     );
-    rows.push(await measureApart(job));
+    const args = [job.network, `${job.pictures}`, `${job.frozenWork}`];
+    rows.push(await measureApart<GradientFigures>(import.meta.filename, args));
   }
   return { rows };
-}
-
-function measureApart({ network, pictures, frozenWork }: GradientJob): Promise<GradientFigures> {
-  return new Promise((resolve, reject) => {
-    const child = fork(import.meta.filename, [network, `${pictures}`, `${frozenWork}`]);
-    child.once("error", reject);
-    child.once("message", (figures) => {
-      resolve(figures as GradientFigures);
-    });
-    child.once("exit", (code, signal) => {
-      reject(new Error(`${network}: its process ended with ${code ?? signal}`));
-    });
-  });
 }
 
 async function measure(job: GradientJob): Promise<GradientFigures> {
@@ -96,7 +84,11 @@ async function measure(job: GradientJob): Promise<GradientFigures> {
     : writeGraph(buildNetwork(job.network as Parameters<typeof buildNetwork>[0]));
   const loaded = await loadNetwork(bytes, { height: SIDE, width: SIDE }, engine);
   const pictureDims = [job.pictures, 3, SIDE, SIDE];
-  const network = withHead(loaded.backbone, pictureDims);
+  const weightCount = CLASSES * featuresOf(loaded.backbone, pictureDims);
+  const network = withLinearHead(loaded.backbone, {
+    weights: new Float32Array(weightCount).fill(0.01),
+    bias: new Float32Array(CLASSES),
+  });
   const picture = network.inputs[0]!.name;
   const work = (graph: Graph) => multiplicationsOf(network, graph, pictureDims);
   const border = [picture, ...findBorders(network)].findLast(
@@ -153,24 +145,10 @@ async function measure(job: GradientJob): Promise<GradientFigures> {
   };
 }
 
-/** The network with a linear classifier of some classes, its weights nearly zero. */
-function withHead(backbone: Graph, pictureDims: readonly number[]): Graph {
-  const features = backbone.outputs[0]!.name;
+/** Features of a network. */
+function featuresOf(backbone: Graph, pictureDims: readonly number[]): number {
   const shapes = inferShapes(backbone, new Map([[backbone.inputs[0]!.name, pictureDims]]));
-  const inputs = shapes.get(features)!.dims[1]!;
-  const initializers = new Map(backbone.initializers)
-    .set(
-      "head_weight",
-      floatTensor([CLASSES, inputs], new Float32Array(CLASSES * inputs).fill(0.01)),
-    )
-    .set("head_bias", floatTensor([CLASSES], new Float32Array(CLASSES)));
-  const names = [features, "head_weight", "head_bias"];
-  return {
-    ...backbone,
-    nodes: [...backbone.nodes, node("Gemm", names, ["logits"], { transB: 1 })],
-    initializers,
-    outputs: [{ name: "logits", dataType: DataType.FLOAT, dims: ["N", CLASSES] }],
-  };
+  return shapes.get(backbone.outputs[0]!.name)!.dims[1]!;
 }
 
 /** Multiplications of the layers of a part of a network, for all pictures. */

@@ -252,7 +252,7 @@ async function nodesOf(graph: Graph): Promise<Record<string, number>> {
 
 /**
  * The ResNet-50 shape: speed alone, as its weights are random. `narrowed` has half of the channels
- * of every group, the residual streams included, which leaves about a quarter of the parameters.
+ * of every group, the residual streams included, which leaves a third of the parameters.
  */
 async function benchShape(): Promise<object> {
   const log = createLogger("error");

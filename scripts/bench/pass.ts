@@ -1,4 +1,3 @@
-import { fork } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -15,6 +14,7 @@ import type { Calibration } from "../../agent/specialize/environment.ts";
 import { uniformPattern } from "../../agent/specialize/layer-patterns.ts";
 import { loadNetwork, type Network } from "../../agent/specialize/network.ts";
 import { buildNetwork } from "../networks/build-network.ts";
+import { measureApart } from "./measure-apart.ts";
 
 const ROOT = join(import.meta.dirname, "..", "..", "..", "shared", "bench");
 const SIDE = 224;
@@ -77,7 +77,8 @@ export async function benchPass(jobs: readonly PassJob[] = JOBS): Promise<object
   const rows: PassFigures[] = [];
   for (const job of jobs) {
     process.stderr.write(`  ${job.network}, ${job.pictures} pictures …\n`);
-    rows.push(await measureApart(job));
+    const args = [job.network, `${job.pictures}`];
+    rows.push(await measureApart<PassFigures>(import.meta.filename, args));
   }
   const networks = [...new Set(jobs.map(({ network }) => network))];
   return { rows, growth: networks.flatMap((network) => growthOf(network, rows)) };
@@ -105,19 +106,6 @@ function growthOf(network: string, rows: readonly PassFigures[]): Growth[] {
       largestDeviation: Math.max(...deviations),
     },
   ];
-}
-
-function measureApart(job: PassJob): Promise<PassFigures> {
-  return new Promise((resolve, reject) => {
-    const child = fork(import.meta.filename, [job.network, String(job.pictures)]);
-    child.once("error", reject);
-    child.once("message", (figures) => {
-      resolve(figures as PassFigures);
-    });
-    child.once("exit", (code, signal) => {
-      reject(new Error(`${job.network}: its process ended with ${code ?? signal}`));
-    });
-  });
 }
 
 async function measure(job: PassJob): Promise<PassFigures> {
