@@ -21,6 +21,8 @@ export interface IntegerSwapOptions extends CompressEnvironment {
 }
 
 const LARGEST_ERROR = 0.05;
+/** Fitted to fewer pictures, mirror images included, layers know them by heart and no others. */
+const LEAST_PICTURES = 64;
 /** Share of the allowed error that is planned with: what is expected is not exact. */
 const CAUTION = 0.7;
 /** What a swap has to bring, measured, for the minutes of a fit to be spent on it. */
@@ -43,6 +45,11 @@ export async function swapForIntegers(
 ): Promise<PassResult> {
   const unchanged = { graph: dense, reports: [], refused: [] };
   const { engine, signal, largestError = LARGEST_ERROR } = options;
+  const pictures = await countPictures(options.calibration);
+  if (pictures < LEAST_PICTURES && findSwishes(dense).length > 0) {
+    const reason = `swishes stay: ${pictures} pictures are fewer than the ${LEAST_PICTURES} to fit others to`;
+    return { ...unchanged, refused: [{ name: "swish", reason }] };
+  }
   const sites = await judgeSites(dense, options);
   const hard: Replacements = new Map(sites.map(({ output }) => [output, "hard-swish"]));
   if (sites.length === 0 || !(await gains(dense, replaceAll(dense, hard), options))) {
@@ -63,6 +70,13 @@ export async function swapForIntegers(
   }
   const second = await fit(mixed);
   return second.error <= largestError ? second.result : first.result;
+}
+
+/** Batches are of one size but for the last. */
+async function countPictures({ batches, read }: CompressEnvironment["calibration"]) {
+  if (batches === 0) return 0;
+  const [first, last] = [await read(0), await read(batches - 1)];
+  return first.dims[0]! * (batches - 1) + last.dims[0]!;
 }
 
 /** A swish over more than one position, and what other functions lose there. */

@@ -30,11 +30,22 @@ export interface SettingOptions {
   readonly size: PictureSize;
   /** The environment with the calibration pictures at a size; null: the network's own. */
   readonly environmentAt: (size: InputSize) => Promise<CompressEnvironment>;
-  /** Judges a network that takes pictures of a size, on pictures that no pass is fitted to. */
-  readonly judge: (graph: Graph, size: InputSize) => Promise<Judgment>;
+  /**
+   * Judges a network that takes pictures of a size, on pictures that no pass is fitted to.
+   *
+   * @param origin what it was made from, judged before; the dense network by default.
+   */
+  readonly judge: (graph: Graph, size: InputSize, origin?: Origin) => Promise<Judgment>;
   readonly table: LatencyTable;
   /** Parameters that the result has beside those of `dense`: its new head. */
   readonly restParameters: number;
+}
+
+/** Where a network comes from. */
+interface Origin {
+  readonly graph: Graph;
+  /** Whether weights were fitted to pictures on the way; else every picture is a fair judge. */
+  readonly fitted: boolean;
 }
 
 /** What a search knows and is told meanwhile. */
@@ -217,7 +228,8 @@ async function latencySettings(
     if (beaten(settings, cost, latest.get(form.base)!, context)) continue;
     const known = judged.get(form.graph);
     if (known === undefined && context.timeLeft() <= 0) continue;
-    const judgment = known ?? (await options.judge(form.graph, form.size));
+    const origin = { graph: form.base.graph, fitted: false };
+    const judgment = known ?? (await options.judge(form.graph, form.size, origin));
     judged.set(form.graph, judgment);
     latest.set(form.base, judgment);
     if (judgment.dropPoints > mostDrop(context)) continue;

@@ -261,8 +261,8 @@ class Search {
     };
   }
 
-  async #judge(graph: Graph, { size, roundingDrop }: Coarse): Promise<Judgment> {
-    const judgment = await this.#options.judge(graph, size);
+  async #judge(graph: Graph, { graph: origin, size, roundingDrop }: Coarse): Promise<Judgment> {
+    const judgment = await this.#options.judge(graph, size, { graph: origin, fitted: true });
     return { ...judgment, dropPoints: judgment.dropPoints + roundingDrop };
   }
 

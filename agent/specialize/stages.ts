@@ -240,11 +240,12 @@ class Run {
     const { aim, searchSeconds, seed, latencyTablePath } = spec.options;
     const plain = pictures.samples("train");
     const unseen = this.#unseenBursts();
-    const score = async (graph: Graph, size: InputSize): Promise<FeatureScore> => {
-      const scored = await this.#score(await this.#run(graph, plain, size, "search"), plain);
-      return unseen.size === 0 ? scored : { ...scored, hits: this.#only(unseen, plain, scored) };
-    };
+    const score = async (graph: Graph, size: InputSize): Promise<FeatureScore> =>
+      this.#score(await this.#run(graph, plain, size, "search"), plain);
+    const ofUnseen = (scored: FeatureScore): FeatureScore =>
+      unseen.size === 0 ? scored : { ...scored, hits: this.#only(unseen, plain, scored) };
     const dense = await score(network.backbone, null);
+    const judged = new WeakMap([[network.backbone, { score: dense, dropPoints: 0 }]]);
     const { parameters } = countParameters(network.graph);
     const head = this.#inputs() * pictures.classes.length + pictures.classes.length;
     const { front, refused, ...found } = await searchPlans({
@@ -252,9 +253,13 @@ class Run {
       size: spec.generalist.preprocessing,
       aim: this.#searchedAim(),
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined, unseen)),
-      judge: async (graph, size) => {
+      judge: async (graph, size, origin = { graph: network.backbone, fitted: true }) => {
         const other = await score(graph, size);
-        const { points, standardError } = expectedDrop(dense, other);
+        const by = origin.fitted ? ofUnseen : (scored: FeatureScore) => scored;
+        const before = judged.get(origin.graph)!;
+        const points = before.dropPoints + expectedDrop(by(before.score), by(other)).points;
+        const { standardError } = expectedDrop(by(dense), by(other));
+        judged.set(graph, { score: other, dropPoints: points });
         log.debug({ size, points, standardError, loss: other.loss }, "a network judged");
         return { loss: other.loss, dropPoints: dropToCountOn({ points, standardError }) };
       },

@@ -23,7 +23,7 @@ import { buildNetwork, type NetworkName, PUBLISHED_PARAMETERS } from "../network
 const ROOT = join(import.meta.dirname, "..", "..", "..", "shared", "bench");
 
 /** What is tried on every network, as users write it. */
-const METHODS = ["unstructured:0.5", "nm:2:4", "structured:0.5", "int8"] as const;
+const METHODS = ["unstructured:0.5", "nm:2:4", "structured:0.5", "int8", "int4"] as const;
 
 /** Pictures that the passes see, in one batch each half. */
 const CALIBRATION_PICTURES = 8;
