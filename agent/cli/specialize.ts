@@ -238,14 +238,13 @@ async function plan(flags: Flags, id: string, log: Logger): Promise<RunSpec> {
   });
 }
 
-/** An aim calls for a search where no method is named. */
 function methodOf(flags: Flags): string {
   if (flags.method !== undefined && flags.sparsity !== undefined) {
     throw new AgentError("CONFIG_INVALID", "expected --method or --sparsity, got both");
   }
   if (flags.method !== undefined) return flags.method;
   if (flags.sparsity !== undefined) return `unstructured:${flags.sparsity}`;
-  return aimFlags(flags) === undefined ? DEFAULTS.specialize.method : "auto";
+  return DEFAULTS.specialize.method;
 }
 
 function aimFlags(flags: Flags): Aim | undefined {

@@ -170,7 +170,7 @@ const specialize = v.pipe(
             "weights stored in 4 or 3 bits (int4, int3), a smaller picture in pixels (size).",
         ),
       ),
-      "unstructured:0.5",
+      "auto",
     ),
     aim: v.optional(
       v.pipe(
@@ -192,7 +192,7 @@ const specialize = v.pipe(
     maxBytes: limit("Instead of aim: the best accuracy in a file of at most this many bytes."),
     searchMinutes: v.optional(
       real(0.1, 1440, "Minutes that method auto may search before it builds what it found."),
-      10,
+      5,
     ),
     blockSize: v.optional(
       whole(1, 4096, "Columns pruned together before the others are corrected (SparseGPT)."),

@@ -124,6 +124,11 @@ export class LatencyTable {
     return new LatencyTable(path, key, machines);
   }
 
+  /** An empty table that is kept nowhere. */
+  static forgetful(): LatencyTable {
+    return new LatencyTable(null, "", {});
+  }
+
   /** Milliseconds of one run; undefined where it was not measured yet. */
   get(key: string): number | undefined {
     return this.#entries.get(key);

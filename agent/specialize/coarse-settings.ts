@@ -246,7 +246,7 @@ async function timeForms(forms: readonly Form[], options: SettingOptions): Promi
     size: size ?? options.size,
     variant: int8 ? INTEGERS : undefined,
   }));
-  return wholeLatencies(networks, { engine, signal, table: options.table });
+  return wholeLatencies(networks, { engine, signal });
 }
 
 /** Whether something at least as fast loses no more than what loses at least so much. */

@@ -7,7 +7,7 @@ import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import { consumersOf, indexGraph } from "../onnx/query.ts";
 import { extractSubgraph } from "../onnx/subgraph.ts";
 import { elementCount, floatTensor, isFloatType, type Tensor } from "../onnx/tensor.ts";
-import type { LatencyJob, LatencyTable, TimedRun } from "../runtime/latency-table.ts";
+import { type LatencyJob, LatencyTable, type TimedRun } from "../runtime/latency-table.ts";
 import type { Engine } from "./engine.ts";
 
 /** A part of a network that is timed by itself. */
@@ -134,15 +134,19 @@ export interface WholeNetwork {
   readonly variant?: LatencyModelOptions["variant"];
 }
 
-/** Milliseconds of one picture through each network, all measured by turns. */
+/**
+ * Milliseconds of one picture through each network, all measured now and by turns with the first:
+ * there are few of them, and they are compared with each other, not with another day's.
+ */
 export async function wholeLatencies(
   networks: readonly WholeNetwork[],
-  { engine, table, signal }: Omit<LatencyModelOptions, "variant">,
+  { engine, signal }: Pick<LatencyModelOptions, "engine" | "signal">,
 ): Promise<number[]> {
   const jobs = networks.map(({ graph, size, variant }) =>
     jobOf(wholeOf(graph, size), engine, variant),
   );
-  await table.measure(jobs, { signal, reference: referenceJob(engine) });
+  const table = LatencyTable.forgetful();
+  await table.measure(jobs, { signal, ...(jobs[0] && { reference: jobs[0] }) });
   return jobs.map(({ key }) => table.get(key)!);
 }
 

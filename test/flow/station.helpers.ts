@@ -135,7 +135,13 @@ export class TestStation {
       station: { id: "test-station", dir: station.dir },
       intake: { scanIntervalSeconds: 1, settleMilliseconds: 50 },
       inference: { heartbeatSeconds: 1, hangSeconds: 10 },
-      specialize: { minLabelsPerClass: 4, shots: 16, seed: 3, batchSize: 8 },
+      specialize: {
+        method: "unstructured:0.5",
+        minLabelsPerClass: 4,
+        shots: 16,
+        seed: 3,
+        batchSize: 8,
+      },
       // Most journeys are about other things than training.
       fineTune: { enabled: false, maxMinutes: 0.5 },
       gate: { maxDropPoints: 100, maxLatencyRatio: 100 },
