@@ -245,7 +245,7 @@ class Run {
     const ofUnseen = (scored: FeatureScore): FeatureScore =>
       unseen.size === 0 ? scored : { ...scored, hits: this.#only(unseen, plain, scored) };
     const dense = await score(network.backbone, null);
-    const judged = new WeakMap([[network.backbone, { score: dense, dropPoints: 0 }]]);
+    const judged = new WeakMap([[network.backbone, { score: dense, points: 0, caution: 0 }]]);
     const { parameters } = countParameters(network.graph);
     const head = this.#inputs() * pictures.classes.length + pictures.classes.length;
     const { front, refused, ...found } = await searchPlans({
@@ -257,11 +257,15 @@ class Run {
         const other = await score(graph, size);
         const by = origin.fitted ? ofUnseen : (scored: FeatureScore) => scored;
         const before = judged.get(origin.graph)!;
-        const points = before.dropPoints + expectedDrop(by(before.score), by(other)).points;
+        const points = before.points + expectedDrop(by(before.score), by(other)).points;
         const { standardError } = expectedDrop(by(dense), by(other));
-        judged.set(graph, { score: other, dropPoints: points });
+        // What was fitted looks better than it is; a picture's size is fitted to nothing.
+        const caution = origin.fitted
+          ? dropToCountOn({ points: 0, standardError })
+          : before.caution;
+        judged.set(graph, { score: other, points, caution });
         log.debug({ size, points, standardError, loss: other.loss }, "a network judged");
-        return { loss: other.loss, dropPoints: dropToCountOn({ points, standardError }) };
+        return { loss: other.loss, dropPoints: points + caution };
       },
       table: await LatencyTable.open(latencyTablePath, thisMachine(spec.options), log),
       parameters,
