@@ -18,10 +18,14 @@ type Replacements = ReadonlyMap<string, SwishReplacement>;
 export interface IntegerSwapOptions extends CompressEnvironment {
   /** ‖ŷ − y‖² / ‖y‖² of the outputs on calibration pictures that the swap may cost. Default 0.05. */
   readonly largestError?: number;
+  /**
+   * Calibration pictures, mirror images included, below which swishes stay: layers that are fitted
+   * to few know them by heart, and no others. Default 64.
+   */
+  readonly leastPictures?: number;
 }
 
 const LARGEST_ERROR = 0.05;
-/** Fitted to fewer pictures, mirror images included, layers know them by heart and no others. */
 const LEAST_PICTURES = 64;
 /** Share of the allowed error that is planned with: what is expected is not exact. */
 const CAUTION = 0.7;
@@ -44,10 +48,11 @@ export async function swapForIntegers(
   options: IntegerSwapOptions,
 ): Promise<PassResult> {
   const unchanged = { graph: dense, reports: [], refused: [] };
-  const { engine, signal, largestError = LARGEST_ERROR } = options;
+  const { engine, signal } = options;
+  const { largestError = LARGEST_ERROR, leastPictures = LEAST_PICTURES } = options;
   const pictures = await countPictures(options.calibration);
-  if (pictures < LEAST_PICTURES && findSwishes(dense).length > 0) {
-    const reason = `swishes stay: ${pictures} pictures are fewer than the ${LEAST_PICTURES} to fit others to`;
+  if (pictures < leastPictures && findSwishes(dense).length > 0) {
+    const reason = `${pictures} pictures are too few to fit cheaper functions to: ${leastPictures}`;
     return { ...unchanged, refused: [{ name: "swish", reason }] };
   }
   const sites = await judgeSites(dense, options);

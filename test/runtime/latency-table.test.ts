@@ -71,6 +71,16 @@ test("latency table: measures what it does not know, once, and closes all it ope
   assert.deepEqual([again.get("job 4"), again.get("job 8"), again.get("job 9")], [5, 9, undefined]);
 });
 
+test("latency table: one that is forgetful knows nothing of another's figures", async () => {
+  const again = job("again", (run) => 10 + run);
+  await LatencyTable.forgetful().measure([again.made], { signal });
+  const runs = again.runs();
+  const other = LatencyTable.forgetful();
+  assert.equal(other.get("again"), undefined);
+  await other.measure([again.made], { signal });
+  assert.ok(again.runs() > runs);
+});
+
 test("latency table: figures belong to processor, provider, version and threads", async () => {
   const path = join(dir, "machines.json");
   const here = await LatencyTable.open(path, MACHINE, LOG);
