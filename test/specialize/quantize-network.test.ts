@@ -233,7 +233,7 @@ test("activation-swap: for integers, hard-swish and the ReLUs that the error all
     if (!graph.nodes.some(({ opType }) => opType === "DequantizeLinear")) return 0;
     return graph.nodes.reduce((sum, { opType }) => sum + (costs[opType] ?? 0), 0);
   });
-  const options = { ...environment(pictures(8)), engine: device, leastPictures: 8 };
+  const options = { ...environment(pictures(8)), engine: device, leastPictures: 32 };
   const kindsAt = async (largestError: number) => {
     const { graph } = await swapForIntegers(dense, { ...options, largestError });
     const error = await errorOf(dense, graph, pictures(4));
@@ -249,7 +249,7 @@ test("activation-swap: for integers, hard-swish and the ReLUs that the error all
   );
   const even = { ...options, engine: slow };
   assert.equal((await swapForIntegers(dense, even)).graph, dense, "nothing is gained here");
-  const few = await swapForIntegers(dense, { ...options, leastPictures: 9 });
+  const few = await swapForIntegers(dense, { ...options, leastPictures: 33 });
   assert.equal(few.graph, dense);
-  assert.match(few.refused[0]!.reason, /^8 pictures are too few/);
+  assert.match(few.refused[0]!.reason, /^32 pictures are too few/);
 });
