@@ -61,7 +61,10 @@ export const frontPointSchema = v.strictObject({
    * cross-validation on training pictures; null where no class has two bursts.
    */
   expectedDropPoints: v.nullable(v.number()),
-  /** Standard error of those points; null where there are none, and in fronts of older runs. */
+  /**
+   * Standard error of those points; null where there are none, in fronts of older runs, and where
+   * the search judged what it had not fitted, and has its own margin in them.
+   */
   dropStandardError: v.optional(v.nullable(v.number()), null),
   /** The point whose network was trained to become this one; null where nothing was trained. */
   trainedFrom: v.optional(v.nullable(count), null),

@@ -570,8 +570,8 @@ class Run {
       nonzero,
       bytes,
       // On pictures that it was fitted to it looks better than on those that the search kept back.
-      expectedDropPoints: drop && expectedPoints(drop, searchedDropPoints),
-      dropStandardError: drop?.standardError ?? null,
+      expectedDropPoints: drop && Math.max(drop.points, searchedDropPoints ?? drop.points),
+      dropStandardError: searchedDropPoints === null ? (drop?.standardError ?? null) : null,
       trainedFrom: null,
       training: [],
     };
@@ -940,13 +940,6 @@ class Run {
     }
     return { network: this.#network, pictures: this.#pictures };
   }
-}
-
-/** What was built loses at least what the search counted on, its margin taken off again. */
-function expectedPoints(drop: ExpectedDrop, searched: number | null): number {
-  if (searched === null) return drop.points;
-  const margin = dropToCountOn(drop) - drop.points;
-  return Math.max(drop.points, searched - margin);
 }
 
 function evaluationOf(
