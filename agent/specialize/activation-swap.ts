@@ -41,7 +41,7 @@ const TRIAL_BATCHES = 4;
  * the error expected. Swishes of squeeze-excite gates, of a single value a channel, stay.
  *
  * @returns the network itself where it has no swish, nothing is gained on this device or too much
- *   is lost.
+ *   is lost; and where the pictures are too few, which is told as a refusal.
  */
 export async function swapForIntegers(
   dense: Graph,
@@ -50,8 +50,9 @@ export async function swapForIntegers(
   const unchanged = { graph: dense, reports: [], refused: [] };
   const { engine, signal } = options;
   const { largestError = LARGEST_ERROR, leastPictures = LEAST_PICTURES } = options;
+  if (findSwishes(dense).length === 0) return unchanged;
   const pictures = await countPictures(options.calibration);
-  if (pictures < leastPictures && findSwishes(dense).length > 0) {
+  if (pictures < leastPictures) {
     const reason = `${pictures} pictures are too few to fit cheaper functions to: ${leastPictures}`;
     return { ...unchanged, refused: [{ name: "swish", reason }] };
   }
@@ -78,9 +79,10 @@ export async function swapForIntegers(
 }
 
 /** Batches are of one size but for the last. */
-async function countPictures({ batches, read }: CompressEnvironment["calibration"]) {
+async function countPictures(calibration: CompressEnvironment["calibration"]): Promise<number> {
+  const { batches } = calibration;
   if (batches === 0) return 0;
-  const [first, last] = [await read(0), await read(batches - 1)];
+  const [first, last] = [await calibration.read(0), await calibration.read(batches - 1)];
   return first.dims[0]! * (batches - 1) + last.dims[0]!;
 }
 

@@ -322,7 +322,9 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
     return judgment.dropPoints;
   };
   const { activations, gates } = NO_CHANGE;
-  const swapped = (await swapForIntegers(dense, firstHalf(environment))).graph;
+  const swap = await swapForIntegers(dense, firstHalf(environment));
+  for (const refusal of swap.refused) context.refuse(refusal);
+  const swapped = swap.graph;
   await open(dense, { activations, gates });
   if (swapped !== dense) await open(swapped, { activations: "for-integers", gates });
   const lost = { activations: 0, gates: 0 };

@@ -72,6 +72,37 @@ export function dropToCountOn({ points, standardError }: ExpectedDrop): number {
   return points + OPTIMISM * standardError;
 }
 
+/** How a network stands against the dense one. */
+export interface Standing {
+  readonly score: FeatureScore;
+  /** Points it is expected to lose. */
+  readonly points: number;
+  /** Points to count on beside, as it may look better than it is; at least 0. */
+  readonly caution: number;
+}
+
+/**
+ * The standing of a network by that of its origin, so that what the two have in common is not judged
+ * anew by fewer pictures. One that was fitted to pictures on the way is judged by those that were
+ * kept back; one that was not (the picture is smaller, no more) by all, and chance has no more room
+ * than at its origin.
+ *
+ * @param keptBack a score with the hits of pictures that nothing was fitted to, NaN for the others.
+ */
+export function standingOf(
+  score: FeatureScore,
+  origin: { readonly standing: Standing; readonly fitted: boolean },
+  dense: FeatureScore,
+  keptBack: (score: FeatureScore) => FeatureScore,
+): Standing {
+  const { standing, fitted } = origin;
+  const judges = fitted ? keptBack : (all: FeatureScore) => all;
+  const further = expectedDrop(judges(standing.score), judges(score)).points;
+  const { standardError } = expectedDrop(judges(dense), judges(score));
+  const caution = fitted ? dropToCountOn({ points: 0, standardError }) : standing.caution;
+  return { score, points: standing.points + further, caution };
+}
+
 /**
  * What the second is expected to lose, picture by picture of the same ones.
  *

@@ -52,7 +52,7 @@ export async function simplifyNetwork(
     const folded = changed === dense ? nothing(dense) : await fitted(dense, changed, options);
     const swapped = await swapForIntegers(folded.graph, options);
     const reports = [...folded.reports, ...swapped.reports];
-    return { graph: swapped.graph, reports, refused };
+    return { graph: swapped.graph, reports, refused: [...refused, ...swapped.refused] };
   }
   if (activations !== "keep") {
     // Those inside of gates went with them.

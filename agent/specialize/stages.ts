@@ -55,11 +55,12 @@ import { applyPlan, type InputSize, planOf } from "./pipeline.ts";
 import { runPaths } from "./run.ts";
 import { decodePictures, RunPictures } from "./run-pictures.ts";
 import {
-  dropToCountOn,
   type ExpectedDrop,
   expectedDrop,
   type FeatureScore,
+  type Standing,
   scoreFeatures,
+  standingOf,
 } from "./score.ts";
 import { searchPlans } from "./search.ts";
 import type { SearchedPlan } from "./search-space.ts";
@@ -245,7 +246,9 @@ class Run {
     const ofUnseen = (scored: FeatureScore): FeatureScore =>
       unseen.size === 0 ? scored : { ...scored, hits: this.#only(unseen, plain, scored) };
     const dense = await score(network.backbone, null);
-    const judged = new WeakMap([[network.backbone, { score: dense, points: 0, caution: 0 }]]);
+    const judged = new WeakMap<Graph, Standing>([
+      [network.backbone, { score: dense, points: 0, caution: 0 }],
+    ]);
     const { parameters } = countParameters(network.graph);
     const head = this.#inputs() * pictures.classes.length + pictures.classes.length;
     const { front, refused, ...found } = await searchPlans({
@@ -255,16 +258,11 @@ class Run {
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined, unseen)),
       judge: async (graph, size, origin = { graph: network.backbone, fitted: true }) => {
         const other = await score(graph, size);
-        const by = origin.fitted ? ofUnseen : (scored: FeatureScore) => scored;
-        const before = judged.get(origin.graph)!;
-        const points = before.points + expectedDrop(by(before.score), by(other)).points;
-        const { standardError } = expectedDrop(by(dense), by(other));
-        // What was fitted looks better than it is; a picture's size is fitted to nothing.
-        const caution = origin.fitted
-          ? dropToCountOn({ points: 0, standardError })
-          : before.caution;
-        judged.set(graph, { score: other, points, caution });
-        log.debug({ size, points, standardError, loss: other.loss }, "a network judged");
+        const standing = judged.get(origin.graph)!;
+        const own = standingOf(other, { standing, fitted: origin.fitted }, dense, ofUnseen);
+        judged.set(graph, own);
+        const { points, caution } = own;
+        log.debug({ size, points, caution, loss: other.loss }, "a network judged");
         return { loss: other.loss, dropPoints: points + caution };
       },
       table: await LatencyTable.open(latencyTablePath, thisMachine(spec.options), log),

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { referenceGemm } from "../../agent/math/gemm.ts";
 import { createRandom } from "../../agent/math/random.ts";
 import type { TrainingFeatures } from "../../agent/specialize/fit-head.ts";
-import { expectedDrop, scoreFeatures } from "../../agent/specialize/score.ts";
+import { expectedDrop, scoreFeatures, standingOf } from "../../agent/specialize/score.ts";
 
 const OPTIONS = { seed: 1, gemm: referenceGemm, signal: new AbortController().signal };
 
@@ -50,6 +50,25 @@ test("score: the standard error of a drop is what the mean scatters by over othe
   const stated = drops.reduce((sum, { standardError }) => sum + standardError, 0) / drops.length;
   assert.ok(Math.abs(mean - 2) < 0.3, `${mean}`);
   assert.ok(Math.abs(stated / spread - 1) < 0.1, `${stated} for ${spread}`);
+});
+
+test("score: what was fitted is judged by pictures kept back, what was not by all", () => {
+  const labels = [0, 1, 0, 1, 0, 1, 0, 1];
+  const scoreOf = (hits: number[]) => ({ expectedAccuracy: 0, loss: 0, hits, labels });
+  // The last two are kept back.
+  const keptBack = ({ hits }: { hits: readonly number[] }) =>
+    scoreOf(hits.map((hit, i) => (i < 6 ? Number.NaN : hit)));
+  const dense = scoreOf([1, 1, 1, 1, 1, 1, 1, 1]);
+  const own = { score: dense, points: 0, caution: 0 };
+  const smaller = scoreOf([1, 1, 1, 1, 1, 1, 0.6, 1]);
+  const sized = standingOf(smaller, { standing: own, fitted: false }, dense, keptBack);
+  assert.ok(Math.abs(sized.points - 5) < 1e-9, "40 of 800 points, by all pictures");
+  assert.equal(sized.caution, 0);
+  const narrow = scoreOf([1, 1, 1, 1, 1, 1, 0.4, 0.9]);
+  const fitted = standingOf(narrow, { standing: sized, fitted: true }, dense, keptBack);
+  assert.ok(Math.abs(fitted.points - 20) < 1e-9, "5, and 20 and 10 of 200 of those kept back");
+  const same = standingOf(narrow, { standing: fitted, fitted: false }, dense, keptBack);
+  assert.deepEqual([same.points, same.caution], [fitted.points, fitted.caution]);
 });
 
 test("score: scores of other pictures are not compared", () => {

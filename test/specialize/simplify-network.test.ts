@@ -105,6 +105,10 @@ test("simplify-network: int8 as a method swaps swishes, a plan that keeps them d
   const kept = await applyPlan(dense, { ...plan, activations: "keep" }, { environmentAt });
   const sigmoids = ({ nodes }: Graph) => nodes.filter(({ opType }) => opType === "Sigmoid").length;
   assert.equal(sigmoids(kept.graph), sigmoids(dense));
+  const few = await applyPlan(dense, plan, { environmentAt });
+  assert.equal(sigmoids(few.graph), sigmoids(dense));
+  const told = few.refused.find(({ name }) => name === "swish");
+  assert.match(told!.reason, /pictures are too few/);
   const relu = parseMethod("relu+int8");
   assert.ok(relu.kind === "fixed");
   assert.equal(planOf(relu, dense).plan.activations, "relu", "what is stated stays");
