@@ -7,7 +7,8 @@ import { DataType, type Tensor } from "./tensor.ts";
 export type AttributeValue = number | string | readonly number[] | Tensor | Attribute;
 
 /**
- * A node of the standard operator set.
+ * A node of the standard operator set, or of the one that stands before the operator's last dot:
+ * `com.microsoft.nchwc.Conv`.
  *
  * Whole numbers become `int`, other numbers `float`: for a float attribute that happens to be
  * whole (`alpha: 1`) pass `{ type: "float", value: 1 }`.
@@ -22,7 +23,15 @@ export function node(
   const entries = Object.entries(attributes).map(
     ([key, value]) => [key, attribute(value)] as const,
   );
-  return { name, opType, domain: "", inputs, outputs, attributes: new Map(entries) };
+  const dot = opType.lastIndexOf(".");
+  return {
+    name,
+    opType: opType.slice(dot + 1),
+    domain: opType.slice(0, Math.max(dot, 0)),
+    inputs,
+    outputs,
+    attributes: new Map(entries),
+  };
 }
 
 function attribute(value: AttributeValue): Attribute {

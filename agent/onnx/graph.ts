@@ -40,6 +40,11 @@ export interface Node {
   readonly shell?: NodeProto;
 }
 
+/** The operator of a node with its set before it: `Conv`, `com.microsoft.nchwc.Conv`. */
+export function qualifiedName({ domain, opType }: Node): string {
+  return domain === "" ? opType : `${domain}.${opType}`;
+}
+
 /** Size of one dimension: a number, the name of a variable, or null where nothing is stated. */
 export type Dim = number | string | null;
 

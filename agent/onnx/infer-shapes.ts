@@ -1,4 +1,11 @@
-import { type Graph, intAttribute, intsAttribute, type Node, stringAttribute } from "./graph.ts";
+import {
+  type Graph,
+  intAttribute,
+  intsAttribute,
+  type Node,
+  qualifiedName,
+  stringAttribute,
+} from "./graph.ts";
 import { describe } from "./query.ts";
 import { inferValues, type Known } from "./shape-values.ts";
 import { elementCount, isFloatType, type Tensor } from "./tensor.ts";
@@ -51,7 +58,7 @@ export function inferNode(
   node: Node,
   inputs: readonly (Known | undefined)[],
 ): (Known | undefined)[] {
-  const rule = node.domain === "" ? RULES[node.opType] : undefined;
+  const rule = RULES[qualifiedName(node)];
   if (rule === undefined) return node.outputs.map(() => undefined);
   let shapes: readonly (readonly number[] | undefined)[];
   try {
@@ -364,6 +371,10 @@ function each(names: string, rule: Rule): Record<string, Rule> {
   return Object.fromEntries(names.split(" ").map((name) => [name, rule]));
 }
 
+/** Back from whole blocks of channels to those there are. */
+const reorderOutput: Rule = (node, [x]) =>
+  x && [x.dims.map((size, axis) => (axis === 1 ? intAttribute(node, "channels", size) : size))];
+
 const RULES: Readonly<Record<string, Rule>> = {
   ...each(PASS_THROUGH, same),
   ...each(BROADCASTING, broadcast),
@@ -389,6 +400,10 @@ const RULES: Readonly<Record<string, Rule>> = {
   Tile: tile,
   Range: range,
   Resize: resize,
+  "com.microsoft.nchwc.Conv": conv,
+  "com.microsoft.nchwc.GlobalAveragePool": globalPool,
+  "com.microsoft.nchwc.ReorderInput": same,
+  "com.microsoft.nchwc.ReorderOutput": reorderOutput,
   Shape: (_, [x]) => x && [[x.dims.length]],
   Size: (_, [x]) => x && [[]],
   ConstantOfShape: (_, [shape]) => shape?.values && [shape.values],

@@ -11,6 +11,8 @@ import {
 
 /** A graph ready to run. Always release it: its weights live outside of JavaScript's heap. */
 export interface EngineSession {
+  /** The execution provider that took the graph. */
+  readonly provider: string;
   run(feeds: Readonly<Record<string, TensorValue>>): Promise<Record<string, TensorValue>>;
   release(): Promise<void>;
 }
@@ -46,6 +48,7 @@ export async function createEngine(options: {
       const config = { ...options, ...how };
       const session: ModelSession = await timed(() => openSession(writeGraph(graph), config));
       return {
+        provider: session.provider,
         run: (feeds) => timed(() => session.run(feeds)),
         release: () => session.release(),
       };

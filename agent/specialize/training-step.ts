@@ -1,3 +1,4 @@
+import { toBlockedLayout } from "../onnx/blocked-layout.ts";
 import { buildGradientGraph } from "../onnx/gradient/gradient-graph.ts";
 import { type Objective, withObjective } from "../onnx/gradient/objective.ts";
 import { findTrainable } from "../onnx/gradient/trainable.ts";
@@ -6,6 +7,7 @@ import { inferShapes } from "../onnx/infer-shapes.ts";
 import { extractSubgraph } from "../onnx/subgraph.ts";
 import { toFloat32 } from "../onnx/tensor.ts";
 import type { TensorValue } from "../runtime/session.ts";
+import { findBlockSize } from "./block-size.ts";
 import type { Engine, EngineSession } from "./engine.ts";
 
 /** What {@link openTrainingStep} differentiates. */
@@ -78,7 +80,11 @@ export async function openTrainingStep(options: TrainingStepOptions): Promise<Tr
   };
   const trained = border === picture ? network : extractSubgraph(network, [border], [output]);
   const names = findTrainable(trained);
-  const taught = withObjective(trained, dimsOf(output), features, objective);
+  const blockSize = await findBlockSize(engine);
+  const borderDims = new Map([[border, dimsOf(border)]]);
+  const laidOut =
+    blockSize === null ? trained : toBlockedLayout(trained, borderDims, features, blockSize);
+  const taught = withObjective(laidOut, dimsOf(output), features, objective);
   const inputDims = new Map<string, readonly number[]>([
     [border, dimsOf(border)],
     [taught.targets, dimsOf(output)],

@@ -265,6 +265,7 @@ function timedEngine(engine: Engine) {
     open: async (graph) => {
       const session = await timed("sessions", () => engine.open(graph));
       return {
+        ...session,
         run: (feeds) => timed("runs", () => session.run(feeds)),
         release: () => timed("sessions", () => session.release()),
       };

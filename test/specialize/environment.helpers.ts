@@ -27,6 +27,7 @@ export function deviceWith(engine: Engine, costMs: (graph: Graph) => number): En
       const session = await engine.open(graph);
       const least = costMs(graph);
       return {
+        ...session,
         run: (feeds) => {
           for (const start = performance.now(); performance.now() < start + least; );
           return session.run(feeds);

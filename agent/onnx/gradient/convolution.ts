@@ -101,32 +101,43 @@ function weightGradient(context: BackwardContext, of: Convolution): string {
     : depthwiseWeights(context, of);
 }
 
-/**
- * Kernels of one element: dW = Σ_n dY[n] · X[n]ᵀ, a matrix product for each picture and group over
- * the positions; strides pick positions beforehand. Where the products would be larger than what
- * goes into them, pictures and positions are put on one axis first.
- */
+/** Kernels of one element: strides pick positions beforehand. */
 function pointwiseWeights(context: BackwardContext, of: Convolution): string {
-  const { dY, groups, pictures, channels, outputs, outSizes, kernel } = of;
+  const product = productOverPositions(context, pick(context, of), of.dY, of.groups);
+  const shape = [of.outputs, of.channels / of.groups, ...of.kernel];
+  return context.make("Reshape", [product, context.integers(shape)]);
+}
+
+/**
+ * dW = Σ_n dY[n] · X[n]ᵀ, a matrix product for each picture and group over the positions. Where the
+ * products would be larger than what goes into them, pictures and positions are put on one axis first.
+ *
+ * @param x `[N, C, …]`. @param dY `[N, O, …]`, of the same positions.
+ * @returns `[g, O/g, C/g]`.
+ */
+export function productOverPositions(
+  context: BackwardContext,
+  x: string,
+  dY: string,
+  groups = 1,
+): string {
   const { make, integers } = context;
-  const positions = outSizes.reduce((product, size) => product * size, 1);
-  const [inner, outer] = [channels / groups, outputs / groups];
-  const x = make("Reshape", [pick(context, of), integers([pictures, groups, inner, positions])]);
-  const dy = make("Reshape", [dY, integers([pictures, groups, outer, positions])]);
-  const whole = integers([outputs, inner, ...kernel]);
+  const [pictures, channels, ...sizes] = context.dims(x) as [number, number, ...number[]];
+  const positions = sizes.reduce((product, size) => product * size, 1);
+  const [inner, outer] = [channels / groups, context.dims(dY)[1]! / groups];
+  const left = make("Reshape", [dY, integers([pictures, groups, outer, positions])]);
+  const right = make("Reshape", [x, integers([pictures, groups, inner, positions])]);
   if (inner * outer > positions * (inner + outer)) {
     const long = pictures * positions;
-    const left = make("Transpose", [dy], { perm: [1, 2, 0, 3] });
-    const right = make("Transpose", [x], { perm: [1, 0, 3, 2] });
-    const product = make("MatMul", [
-      make("Reshape", [left, integers([groups, outer, long])]),
-      make("Reshape", [right, integers([groups, long, inner])]),
+    const rows = make("Transpose", [left], { perm: [1, 2, 0, 3] });
+    const columns = make("Transpose", [right], { perm: [1, 0, 3, 2] });
+    return make("MatMul", [
+      make("Reshape", [rows, integers([groups, outer, long])]),
+      make("Reshape", [columns, integers([groups, long, inner])]),
     ]);
-    return make("Reshape", [product, whole]);
   }
-  const product = make("MatMul", [dy, make("Transpose", [x], { perm: [0, 1, 3, 2] })]);
-  const sum = make("ReduceSum", [product, integers([0])], { keepdims: 0 });
-  return make("Reshape", [sum, whole]);
+  const product = make("MatMul", [left, make("Transpose", [right], { perm: [0, 1, 3, 2] })]);
+  return make("ReduceSum", [product, integers([0])], { keepdims: 0 });
 }
 
 /** Every stride-th element of X on each spatial axis. */

@@ -1,6 +1,6 @@
 import { type AttributeValue, floatValue, node } from "../builder.ts";
 import { removeDeadCode } from "../dead-code.ts";
-import type { Graph, Node } from "../graph.ts";
+import { type Graph, type Node, qualifiedName } from "../graph.ts";
 import { inferNode, inferShapes, knownTensor } from "../infer-shapes.ts";
 import { describe, readsOf } from "../query.ts";
 import type { Known } from "../shape-values.ts";
@@ -81,6 +81,8 @@ class BackwardBuilder {
   /** Values that depend on a wanted one. */
   readonly #active: ReadonlySet<string>;
   readonly #gradients = new Map<string, string>();
+  /** What Expand nodes of the backward graph have spread, by their outputs. */
+  readonly #spreadFrom = new Map<string, string>();
   readonly #taken: Set<string>;
   readonly #constantNames = new Map<string, string>();
 
@@ -133,10 +135,10 @@ class BackwardBuilder {
   }
 
   #backward(forward: Node): readonly (string | undefined)[] {
-    const rule: BackwardRule | undefined =
-      forward.domain === "" ? BACKWARD_RULES.get(forward.opType) : undefined;
+    const name = qualifiedName(forward);
+    const rule: BackwardRule | undefined = BACKWARD_RULES.get(name);
     try {
-      if (rule === undefined) throw new RangeError(`there is no rule for ${forward.opType}`);
+      if (rule === undefined) throw new RangeError(`there is no rule for ${name}`);
       return rule(this.#context(forward));
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
@@ -172,10 +174,17 @@ class BackwardBuilder {
 
   #accumulate(value: string, gradient: string): void {
     const before = this.#gradients.get(value);
-    const sum = before === undefined ? gradient : this.#add("Add", [before, gradient], 1)[0]!;
-    this.#gradients.set(value, sum);
+    this.#gradients.set(value, before === undefined ? gradient : this.#sum(before, gradient));
   }
 
+  /** A gradient that was but spread to its shape, as that of a mean, broadcasts while it is added. */
+  #sum(a: string, b: string): string {
+    const [narrowA, narrowB] = [this.#spreadFrom.get(a), this.#spreadFrom.get(b)];
+    if (narrowB !== undefined) return this.#add("Add", [a, narrowB], 1)[0]!;
+    return this.#add("Add", [narrowA ?? a, b], 1)[0]!;
+  }
+
+  /** Adds a node; what undoes the one before it, as the gradients of layouts do, is left out. */
   #add(
     opType: string,
     inputs: readonly string[],
@@ -189,13 +198,42 @@ class BackwardBuilder {
       made,
       inputs.map((name) => this.#known.get(name)),
     );
+    const known = names.map((_, i) => (dims ? { dims } : shapes[i]));
+    if (known.some((shape) => shape === undefined)) {
+      throw new RangeError(`the shape behind ${opType} is not known`);
+    }
+    const same = this.#alreadyThere(made, known[0]!.dims);
+    if (same !== undefined) return [same];
+    const source = opType === "Reshape" ? this.#beforeReshape(inputs[0]!) : inputs[0]!;
+    const added = source === inputs[0] ? made : { ...made, inputs: [source, inputs[1]!] };
     names.forEach((name, i) => {
-      const known = dims ? { dims } : shapes[i];
-      if (known === undefined) throw new RangeError(`the shape behind ${opType} is not known`);
-      this.#known.set(name, known);
+      this.#known.set(name, known[i]!);
+      this.#producers.set(name, added);
     });
-    this.nodes.push(made);
+    this.nodes.push(added);
+    if (opType === "Expand") this.#spreadFrom.set(names[0]!, inputs[0]!);
     return names;
+  }
+
+  /** The value that a Reshape or a Transpose would only bring back, or leave as it is. */
+  #alreadyThere({ opType, inputs, attributes }: Node, dims: readonly number[]): string | undefined {
+    const [x] = inputs as [string];
+    if (opType === "Reshape") {
+      const source = this.#beforeReshape(x);
+      return [x, source].find((name) => this.dims(name).join() === dims.join());
+    }
+    if (opType !== "Transpose") return undefined;
+    const before = this.#producers.get(x);
+    if (before?.opType !== "Transpose" || before.domain !== "") return undefined;
+    const [perm, first] = [attributes.get("perm"), before.attributes.get("perm")];
+    if (perm?.type !== "ints" || first?.type !== "ints") return undefined;
+    return perm.value.every((axis, i) => first.value[axis] === i) ? before.inputs[0] : undefined;
+  }
+
+  /** What a value was before one or several Reshapes. */
+  #beforeReshape(value: string): string {
+    const maker = this.#producers.get(value);
+    return maker?.opType === "Reshape" ? this.#beforeReshape(maker.inputs[0]!) : value;
   }
 
   #constant(tensor: Tensor): string {
