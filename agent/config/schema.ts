@@ -286,7 +286,7 @@ const fineTune = section(
     ),
     trainMemoryMb: v.optional(
       whole(64, 1_000_000, "Megabytes of activations and gradients; smaller batches fit in less."),
-      400,
+      600,
     ),
     schedule: v.optional(
       v.pipe(

@@ -5,7 +5,8 @@ import { floatTensor } from "../onnx/tensor.ts";
 import type { TensorValue } from "../runtime/session.ts";
 import { createSampler } from "../train/batches.ts";
 import { keepCheckpoint, resumeTraining } from "../train/checkpoint.ts";
-import { pruningMask, type TrainedParameter } from "../train/optimizer.ts";
+import { keptPlaces, pickKept, putKept } from "../train/kept-weights.ts";
+import { sumOfSquares, type TrainedParameter } from "../train/optimizer.ts";
 import {
   judgedWeights,
   startTraining,
@@ -13,7 +14,7 @@ import {
   type TrainingOptions,
 } from "../train/state.ts";
 import { gatherGradients, judgeWeights, progressOf, takeStep } from "../train/steps.ts";
-import type { Engine, EngineSession } from "./engine.ts";
+import { type Engine, type EngineSession, runInParts } from "./engine.ts";
 import { indexOfLargest } from "./evaluate.ts";
 import type { TrainingPoint } from "./training-point.ts";
 import {
@@ -135,6 +136,10 @@ class Distillation {
   readonly #step: TrainingStep;
   readonly #teacher: EngineSession;
   readonly #training: Training;
+  /** Of each parameter, the places of the weights that are trained; null: all. */
+  readonly #places: readonly (Uint32Array | null)[];
+  /** What the network computes with: the trained weights among the pruned ones. */
+  readonly #weights: readonly Float32Array[];
   readonly #startMs: number;
   #savedMs = performance.now();
   #losses: number[] = [];
@@ -145,7 +150,14 @@ class Distillation {
     this.#options = options;
     this.#step = step;
     this.#teacher = teacher;
-    const parameters = step.parameters.map(trainedParameter);
+    // Biases and scales that are zero were not pruned.
+    this.#places = step.parameters.map(({ dims, initial }) =>
+      dims.length >= 2 ? keptPlaces(initial) : null,
+    );
+    this.#weights = step.parameters.map(({ initial }) => initial.slice());
+    const parameters = step.parameters.map((parameter, i) =>
+      trainedParameter(parameter, pickKept(parameter.initial, this.#places[i]!)),
+    );
     this.#training =
       options.resume === null
         ? startTraining(parameters, options.training)
@@ -191,6 +203,9 @@ class Distillation {
     const parts = Array.from({ length: batch.length / microBatch }, (_, place) =>
       batch.slice(place * microBatch, (place + 1) * microBatch),
     );
+    for (const [i, weights] of this.#weights.entries()) {
+      putKept(this.#training.weights[i]!, this.#places[i]!, weights);
+    }
     let next = pictures.read(parts[0]!, step, 0);
     for (const [place, part] of parts.entries()) {
       const views = await next;
@@ -199,19 +214,22 @@ class Distillation {
       // Failing meanwhile it would end the process; it is thrown where it is waited for.
       next.catch(() => undefined);
       const lesson = await this.#lesson(views);
-      const { loss, gradients } = await this.#step.run(this.#training.weights, lesson);
-      gatherGradients(this.#training, loss, gradients, part.length);
+      const { loss, gradients } = await this.#step.run(this.#weights, lesson);
+      const kept = gradients.map((gradient, i) => pickKept(gradient, this.#places[i]!));
+      gatherGradients(this.#training, loss, kept, part.length);
     }
   }
 
   async #lesson({ student, teacher, targets }: PairOfViews): Promise<Lesson> {
     const { teacher: graph, features, pictures } = this.#options;
-    const answers = await this.#teacher.run({ [graph.inputs[0]!.name]: teacher });
+    const names = [graph.outputs[0]!.name, ...features.map((pair) => pair.teacher)];
+    const answers = await runInParts(this.#teacher, graph.inputs[0]!.name, teacher, names);
+    const [teacherLogits, ...teacherFeatures] = answers;
     return {
       pictures: student,
       targets: { data: targets, dims: [student.dims[0]!, pictures.classes] },
-      teacherLogits: answers[graph.outputs[0]!.name]!,
-      teacherFeatures: features.map((pair) => answers[pair.teacher]!),
+      teacherLogits: teacherLogits!,
+      teacherFeatures,
     };
   }
 
@@ -280,8 +298,9 @@ class Distillation {
   #withWeights(weights: readonly Float32Array[]): Graph {
     const { student } = this.#options;
     const initializers = new Map(student.initializers);
-    this.#step.parameters.forEach(({ name, dims }, i) => {
-      initializers.set(name, floatTensor(dims, weights[i]!));
+    this.#step.parameters.forEach(({ name, dims, initial }, i) => {
+      const whole = putKept(weights[i]!, this.#places[i]!, new Float32Array(initial.length));
+      initializers.set(name, floatTensor(dims, whole));
     });
     return { ...student, initializers };
   }
@@ -307,14 +326,11 @@ const LEAST_FACTOR = 0.1;
  * Matrices train at a rate in proportion to their weights' size: where batch norms are folded in,
  * that differs from layer to layer by orders of magnitude, and Adam's steps do not.
  */
-function trainedParameter({ name, dims, initial }: Parameter): TrainedParameter {
+function trainedParameter({ name, dims }: Parameter, initial: Float32Array): TrainedParameter {
   const isMatrix = dims.length >= 2;
-  const mask = isMatrix ? pruningMask(initial) : null;
-  const kept = mask === null ? initial.length : mask.reduce((sum, stays) => sum + stays, 0);
-  const squares = initial.reduce((sum, value) => sum + value * value, 0);
-  const size = Math.sqrt(squares / Math.max(1, kept));
+  const size = Math.sqrt(sumOfSquares(initial) / Math.max(1, initial.length));
   const rateFactor = isMatrix ? Math.max(LEAST_FACTOR, size / USUAL_SIZE) : 1;
-  return { name, initial, mask, decays: isMatrix, rateFactor };
+  return { name, initial, decays: isMatrix, rateFactor };
 }
 
 function logProbabilities(logits: Float32Array): Float64Array {

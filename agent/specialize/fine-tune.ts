@@ -68,8 +68,8 @@ type RoundReport = Pick<Distilled, "steps" | "seconds" | "validationLoss" | "end
 
 /** Share of the parameters that lie before the border at which training begins, at most. */
 const FROZEN_SHARE = 0.03;
-/** Activations that a training keeps, over those of its forward pass. */
-const KEPT_TWICE = 2;
+/** Memory that a picture adds to a training step, over all values of its forward pass: measured. */
+const KEPT = 1.25;
 const MAX_MICRO_BATCH = 16;
 const BATCH = 16;
 /** Times each training picture is seen, at most. */
@@ -87,12 +87,15 @@ const TRAINING: Omit<TrainingOptions, "seed" | "limits"> = {
   guard: { tolerance: 10, maxSetbacks: 4 },
   earlyStopping: { patience: 8, leastGain: 1e-4 },
 };
-const OBJECTIVE: Omit<Objective, "logitOffsets"> = {
+const OBJECTIVE: Omit<Objective, "logitOffsets" | "features"> = {
   distillation: 1,
   temperature: 2,
-  features: 1,
   labels: 0.3,
 };
+/** Weight of each value that is held against the teacher's. */
+const FEATURE_WEIGHT = 0.6;
+/** Share of the parameters between two such values, at least. */
+const FEATURE_SPACING = 1 / 8;
 
 /**
  * Trains what a plan makes of a network, by distillation from the dense specialist. `gradual`
@@ -213,22 +216,23 @@ function lessonsOf(
   "training" | "resume" | "onCheckpoint" | "onPoint" | "onProgress" | "engine" | "signal"
 > {
   const { pictures, end } = rest;
+  const teacher = withLinearHead(dense, denseHead);
   const border = borderToTrainFrom(student);
-  const head = headOf(student);
-  const features = head.inputs[0]!;
-  const width = student.initializers.get(head.inputs[1]!)!.dims[1]!;
-  // Where the last channels were cut there is nothing to compare one to one.
-  const comparable = width === denseHead.weights.length / denseHead.bias.length;
+  const features = comparedValues(student, teacher, border, pictureDims);
   const perPicture = bytesOfTraining(student, border, pictureDims);
   let microBatch = MAX_MICRO_BATCH;
   while (microBatch > 1 && microBatch * perPicture > memoryBytes) microBatch /= 2;
   return {
     student,
-    teacher: withLinearHead(dense, denseHead),
-    features: comparable ? [{ student: features, teacher: dense.outputs[0]!.name }] : [],
+    teacher,
+    features,
     border,
     pictures,
-    objective: { ...OBJECTIVE, logitOffsets: Array.from({ length: pictures.classes }, () => 0) },
+    objective: {
+      ...OBJECTIVE,
+      features: FEATURE_WEIGHT * features.length,
+      logitOffsets: Array.from({ length: pictures.classes }, () => 0),
+    },
     batchSize: BATCH,
     microBatch,
     judgeEvery: JUDGE_EVERY,
@@ -253,6 +257,47 @@ function borderToTrainFrom(network: Graph): string {
   return chosen;
 }
 
+/**
+ * What the student is held against, besides the answers: the features below the head, and values
+ * that everything passes through on the way there, at even distances in parameters. What stands at
+ * one place of both networks has one name; where channels were cut or pictures are smaller, it
+ * cannot be compared one to one and is left out.
+ */
+function comparedValues(
+  student: Graph,
+  teacher: Graph,
+  border: string,
+  pictureDims: readonly number[],
+): { student: string; teacher: string }[] {
+  const picture = student.inputs[0]!.name;
+  const known = inferShapes(student, new Map([[picture, [1, ...pictureDims]]]));
+  const wanted = shapesOf(teacher);
+  const alike = (own: string, other: string): boolean =>
+    known.get(own) !== undefined && known.get(own)!.dims.join() === wanted.get(other)?.dims.join();
+  const before = (name: string): number =>
+    countParameters(extractSubgraph(student, [picture], [name])).nonzero;
+  const pairs: { student: string; teacher: string }[] = [];
+  const [features, wantedFeatures] = [headOf(student).inputs[0]!, headOf(teacher).inputs[0]!];
+  const borders = findBorders(student);
+  const all = countParameters(student).nonzero;
+  let last = border === picture ? 0 : before(border);
+  for (const name of borders.slice(borders.indexOf(border) + 1)) {
+    if (name === features || !alike(name, name)) continue;
+    const own = before(name);
+    if (own - last < FEATURE_SPACING * all) continue;
+    pairs.push({ student: name, teacher: name });
+    last = own;
+  }
+  if (alike(features, wantedFeatures)) pairs.push({ student: features, teacher: wantedFeatures });
+  return pairs;
+}
+
+/** Shapes of a network's values for one picture of the size it states. */
+function shapesOf(network: Graph) {
+  const { name, dims } = network.inputs[0]!;
+  return inferShapes(network, new Map([[name, [1, ...(dims ?? []).slice(1).map(Number)]]]));
+}
+
 /** About what a training step keeps of one picture. */
 function bytesOfTraining(network: Graph, border: string, pictureDims: readonly number[]): number {
   const picture = network.inputs[0]!.name;
@@ -264,7 +309,7 @@ function bytesOfTraining(network: Graph, border: string, pictureDims: readonly n
     const dims = shapes.get(name)?.dims;
     return sum + (dims ? elementCount(dims) : 0);
   }, 0);
-  return 4 * KEPT_TWICE * values;
+  return 4 * KEPT * values;
 }
 
 function trainingOf(

@@ -8,7 +8,7 @@ import { extractSubgraph } from "../onnx/subgraph.ts";
 import { toFloat32 } from "../onnx/tensor.ts";
 import type { TensorValue } from "../runtime/session.ts";
 import { findBlockSize } from "./block-size.ts";
-import type { Engine, EngineSession } from "./engine.ts";
+import { type Engine, type EngineSession, runInParts } from "./engine.ts";
 
 /** What {@link openTrainingStep} differentiates. */
 export interface TrainingStepOptions {
@@ -114,11 +114,10 @@ export async function openTrainingStep(options: TrainingStepOptions): Promise<Tr
   return {
     parameters,
     run: async (weights, lesson) => {
-      const given =
-        prefix === null
-          ? lesson.pictures
-          : (await prefix.run({ [picture]: lesson.pictures }))[border]!;
-      const feeds: Record<string, TensorValue> = { [border]: given };
+      const { pictures } = lesson;
+      const [given] =
+        prefix === null ? [pictures] : await runInParts(prefix, picture, pictures, [border]);
+      const feeds: Record<string, TensorValue> = { [border]: given! };
       const feed = (name: string, value: TensorValue): void => {
         if (read.has(name)) feeds[name] = value;
       };

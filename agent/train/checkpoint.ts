@@ -81,7 +81,6 @@ export function resumeTraining(
     );
   }
   readArrays(checkpoint, start, arrays);
-  for (const [i, parameter] of parameters.entries()) checkPruned(parameter, training.weights[i]!);
   training.counters = header.counters;
   training.best = best;
   training.checkpoint = checkpoint;
@@ -198,17 +197,6 @@ function checkHeader(
       throw new RangeError(
         `checkpoint: expected parameter ${i} to be "${name}" of ${size} values, ` +
           `got "${found.name}" of ${found.size}: resume with the network that it was made of`,
-      );
-    }
-  }
-}
-
-function checkPruned({ name, mask }: TrainedParameter, weights: Float32Array): void {
-  if (mask === null) return;
-  for (let i = 0; i < mask.length; i++) {
-    if (mask[i] === 0 && weights[i] !== 0) {
-      throw new RangeError(
-        `checkpoint: expected "${name}" pruned at ${i}, got ${weights[i]}: it has another mask`,
       );
     }
   }

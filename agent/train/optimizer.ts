@@ -30,8 +30,6 @@ export interface TrainedParameter {
   readonly name: string;
   /** Its values at the start; never changed by training. */
   readonly initial: Float32Array;
-  /** 1 where a weight may change, 0 where it is pruned and stays 0; null: all may change. */
-  readonly mask: Uint8Array | null;
   /** Whether weight decay applies; not for vectors such as biases and scales of norms. */
   readonly decays: boolean;
   /** Factor of the learning rate, at least 0; at 0 the parameter is frozen and costs nothing. */
@@ -61,39 +59,10 @@ export function isFrozen({ rateFactor }: TrainedParameter): boolean {
   return rateFactor === 0;
 }
 
-/** 1 where a value is not zero: what a pruned layer may train. Null where nothing is zero. */
-export function pruningMask(values: Float32Array): Uint8Array | null {
-  const mask = new Uint8Array(values.length);
-  let kept = 0;
-  for (let i = 0; i < values.length; i++) {
-    const stays = values[i] === 0 ? 0 : 1;
-    mask[i] = stays;
-    kept += stays;
-  }
-  return kept === values.length ? null : mask;
-}
-
-/**
- * Sets the gradients of pruned weights to zero and adds up the squares of all. Since weights and
- * moments there start at zero, that alone keeps them at exactly zero through every rule, and no
- * later loop needs the mask. It is a product, since a branch on half of the weights takes five
- * times as long; a gradient of NaN or infinity at a pruned weight therefore counts as a fault,
- * which it is.
- *
- * @param gradient changed in place.
- * @returns the sum of squares in double precision: finite if, and only if, every gradient is.
- */
-export function maskGradient(gradient: Float32Array, mask: Uint8Array | null): number {
+/** The sum of squares in double precision: finite if, and only if, every value is. */
+export function sumOfSquares(gradient: Float32Array): number {
   let squares = 0;
-  if (mask === null) {
-    for (let i = 0; i < gradient.length; i++) squares += gradient[i]! * gradient[i]!;
-    return squares;
-  }
-  for (let i = 0; i < gradient.length; i++) {
-    const value = gradient[i]! * mask[i]!;
-    gradient[i] = value;
-    squares += value * value;
-  }
+  for (let i = 0; i < gradient.length; i++) squares += gradient[i]! * gradient[i]!;
   return squares;
 }
 
@@ -221,19 +190,9 @@ export function checkOptimizer(optimizer: Optimizer): void {
   }
 }
 
-/** @throws {RangeError} naming the parameter where its parts do not fit each other. */
-export function checkParameter({ name, initial, mask, rateFactor }: TrainedParameter): void {
+/** @throws {RangeError} naming the parameter where its rate is out of its range. */
+export function checkParameter({ name, rateFactor }: TrainedParameter): void {
   if (!(rateFactor >= 0 && Number.isFinite(rateFactor))) {
     throw new RangeError(`${name}: expected a rateFactor of at least 0, got ${rateFactor}`);
-  }
-  if (mask === null) return;
-  if (mask.length !== initial.length) {
-    throw new RangeError(`${name}: expected a mask of ${initial.length}, got ${mask.length}`);
-  }
-  for (let i = 0; i < mask.length; i++) {
-    if (mask[i]! > 1) throw new RangeError(`${name}: expected a mask of 0 and 1, got ${mask[i]}`);
-    if (mask[i] === 0 && initial[i] !== 0) {
-      throw new RangeError(`${name}: expected 0 where the mask is 0, got ${initial[i]} at ${i}`);
-    }
   }
 }

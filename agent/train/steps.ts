@@ -2,7 +2,7 @@ import { averageWeights } from "./averaging.ts";
 import { returnToCheckpoint } from "./checkpoint.ts";
 import { faultOf, followLoss } from "./divergence.ts";
 import { learningRate, trainingProgress } from "./learning-rate.ts";
-import { isFrozen, maskGradient, updateWeights } from "./optimizer.ts";
+import { isFrozen, sumOfSquares, updateWeights } from "./optimizer.ts";
 import { type GatheredGradients, judgedWeights, ownCopy, type Training } from "./state.ts";
 
 /** Training went back to its last good state, or gave up there for good. */
@@ -87,7 +87,7 @@ export function takeStep(training: Training, elapsedMs: number): StepOutcome {
     learningRate(options.schedule, progressOf(training, elapsedMs)) * 0.5 ** counters.setbacks;
   training.counters = { ...counters, step: counters.step + 1, elapsedMs };
   const loss = gathered.loss / gathered.samples;
-  const gradientNorm = normOf(training, gathered);
+  const gradientNorm = normOf(gathered);
   const fault = faultOf(counters.level, options.guard, { loss, gradientNorm });
   if (fault !== null) return stepBack(training, fault);
   updateAll(training, gathered, rate, gradientNorm);
@@ -142,12 +142,10 @@ function addScaled(sum: Float32Array, addend: Float32Array, share: number): void
   for (let i = 0; i < sum.length; i++) sum[i] = sum[i]! + share * addend[i]!;
 }
 
-/** Length of the mean gradient over all parameters; pruned weights lose theirs on the way. */
-function normOf({ parameters }: Training, { gradients, unit, samples }: GatheredGradients): number {
+/** Length of the mean gradient over all parameters. */
+function normOf({ gradients, unit, samples }: GatheredGradients): number {
   let squares = 0;
-  for (const [i, gradient] of gradients.entries()) {
-    if (gradient !== null) squares += maskGradient(gradient, parameters[i]!.mask);
-  }
+  for (const gradient of gradients) if (gradient !== null) squares += sumOfSquares(gradient);
   return Math.sqrt(squares) * (unit / samples);
 }
 

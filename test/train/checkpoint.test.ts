@@ -27,11 +27,7 @@ function optionsOf(optimizer: Optimizer, averageDecay: number | null): TrainingO
 
 function layer() {
   const W = weightsOf("W", [0, 0.2, -0.4, 0, 0, 1, 0.3, 0, 0.1, 0, 2, 0, -1, 0.5, 0]);
-  const mask = Uint8Array.from(W.initial, (w) => (w === 0 ? 0 : 1));
-  return [
-    { ...W, mask },
-    { ...weightsOf("b", [0, 0, 0]), decays: false },
-  ];
+  return [W, { ...weightsOf("b", [0, 0, 0]), decays: false }];
 }
 
 /** Steps to `until`; every 5 steps a judgement and a checkpoint, now and then a fault. */
@@ -145,9 +141,6 @@ test("checkpoint: one that does not fit is refused with what does not", () => {
   assert.throws(resume(file, [W!, wide]), /parameter 1 to be "b" of 3 values, got "b" of 4/);
   assert.throws(resume(file, [W!]), /parameter 1 to be "b" of 3 values, got "none" of 0/);
   assert.throws(resume(file, [b!, W!]), /parameter 0 to be "W" of 15 values, got "b" of 3/);
-  const mask = new Uint8Array(15);
-  const otherMask = { ...W!, initial: new Float32Array(15), mask };
-  assert.throws(resume(file, [otherMask, b!]), /expected "W" pruned at 1/);
   gatherGradients(training, 1, [new Float32Array(15), new Float32Array(3)], 1);
   assert.throws(() => keepCheckpoint(training), /between two steps/);
 });

@@ -79,38 +79,6 @@ test("training: a long gradient is cut to the norm over all parameters, a short 
   assert.deepEqual(step(7).moved, [...Float32Array.of(-0.2, 0.3, -0.6)]);
 });
 
-test("training: pruned weights stay at zero, averages and best weights too", () => {
-  const random = createRandom(8);
-  const initial = new Float32Array(300).map((_, i) => (i % 3 === 0 ? 0 : random.normal()));
-  const mask = initial.map((w) => (w === 0 ? 0 : 1));
-  const optimizers: Optimizer[] = [
-    { kind: "adamw", beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: 0.5 },
-    { kind: "sgd", momentum: 0.9, nesterov: true, weightDecay: 0.5 },
-  ];
-  for (const optimizer of optimizers) {
-    const parameter = { ...weightsOf("w", [...initial]), mask: Uint8Array.from(mask) };
-    const options = { ...PLAIN, optimizer, averageDecay: 0.9, clipNorm: 1 };
-    const training = startTraining([parameter], options);
-    for (let t = 0; t < 40; t++) {
-      for (let micro = 0; micro < 2; micro++) {
-        const gradient = new Float32Array(300).map(() => random.normal());
-        gatherGradients(training, 1, [gradient], 4);
-      }
-      takeStep(training, 0);
-      judgeWeights(training, t);
-    }
-    const [weights, average, best] = [
-      training.weights[0]!,
-      judgedWeights(training)[0]!,
-      training.best!.weights[0]!,
-    ];
-    for (let i = 0; i < 300; i++) {
-      const values = [weights[i]!, average[i]!, best[i]!];
-      assert.ok(values.every((value) => (value === 0) === (i % 3 === 0)));
-    }
-  }
-});
-
 test("training: factors scale the rate of a parameter, zero freezes it without a copy", () => {
   const frozen = { ...weightsOf("frozen", [1, 2]), rateFactor: 0 };
   const slow = { ...weightsOf("slow", [1]), rateFactor: 0.25 };
@@ -274,8 +242,6 @@ test("early stopping: keeps copies of the averages where there are any", () => {
 test("training: mistakes of the caller are named", () => {
   const w = weightsOf("w", [1, 0]);
   assert.throws(() => startTraining([w, w], PLAIN), /unlike names/);
-  const mask = Uint8Array.of(0, 1);
-  assert.throws(() => startTraining([{ ...w, mask }], PLAIN), /w: expected 0 where the mask is 0/);
   assert.throws(() => startTraining([{ ...w, rateFactor: -1 }], PLAIN), /w: expected a rateFactor/);
   assert.throws(() => startTraining([w], { ...PLAIN, clipNorm: 0 }), /clipNorm: expected/);
   const schedule = { ...PLAIN.schedule, warmUp: 1 };

@@ -18,7 +18,7 @@ export const PLAIN: TrainingOptions = {
 
 export function weightsOf(name: string, values: readonly number[]): TrainedParameter {
   const initial = Float32Array.from(values);
-  return { name, initial, mask: null, decays: true, rateFactor: 1 };
+  return { name, initial, decays: true, rateFactor: 1 };
 }
 
 /** A least-squares problem y = W·x + b with noise. */
