@@ -33,6 +33,8 @@ export interface FineTuneOptions extends PlanOptions {
   /** Shape of the student's picture, `[3, height, width]`. */
   readonly pictureDims: readonly number[];
   readonly pictures: LessonPictures;
+  /** Whether the networks take several pictures at a time. */
+  readonly batched: boolean;
   /** Fits a head to a network's features of the training pictures. */
   readonly fitHead: (backbone: Graph) => Promise<HeadWeights>;
   /** State of this very fine-tuning, to go on from. */
@@ -210,7 +212,7 @@ function headOf(model: Graph): Node {
 /** What a round's training works on. */
 function lessonsOf(
   student: Graph,
-  { dense, denseHead, pictureDims, memoryBytes, ...rest }: FineTuneOptions,
+  { dense, denseHead, pictureDims, memoryBytes, batched, ...rest }: FineTuneOptions,
 ): Omit<
   DistillOptions,
   "training" | "resume" | "onCheckpoint" | "onPoint" | "onProgress" | "engine" | "signal"
@@ -220,7 +222,7 @@ function lessonsOf(
   const border = borderToTrainFrom(student);
   const features = comparedValues(student, teacher, border, pictureDims);
   const perPicture = bytesOfTraining(student, border, pictureDims);
-  let microBatch = MAX_MICRO_BATCH;
+  let microBatch = batched ? MAX_MICRO_BATCH : 1;
   while (microBatch > 1 && microBatch * perPicture > memoryBytes) microBatch /= 2;
   return {
     student,

@@ -425,6 +425,7 @@ class Run {
         batchSize: network.batched ? spec.options.batchSize : 1,
         seed: spec.options.seed,
       }),
+      batched: network.batched,
       fitHead: async (backbone) => {
         // A head that knew the pictures kept back would make them useless as judges.
         const own = pictures.trainingSamples().filter((sample) => !this.#isOf(keptBack, sample));

@@ -9,8 +9,10 @@ import { AgentError } from "../../agent/errors.ts";
 import { readGeneralist } from "../../agent/generalist/description.ts";
 import { createLogger } from "../../agent/log.ts";
 import { knownAnswersSchema, modelManifestSchema, readModelJson } from "../../agent/model.ts";
-import { readGraph } from "../../agent/onnx/graph.ts";
+import { node } from "../../agent/onnx/builder.ts";
+import { readGraph, writeGraph } from "../../agent/onnx/graph.ts";
 import { countParameters } from "../../agent/onnx/initializers.ts";
+import { int64Tensor } from "../../agent/onnx/tensor.ts";
 import { checkKnownAnswers } from "../../agent/runtime/known-answers.ts";
 import { openSession } from "../../agent/runtime/session.ts";
 import { chooseClasses, makeSpec } from "../../agent/specialize/plan.ts";
@@ -43,9 +45,10 @@ after(() => rm(root, { recursive: true }));
 async function specOf(
   options: Partial<RunSpec["options"]> = {},
   incumbentDir: string | null = null,
+  generalistPath = modelPath,
 ) {
   const split = splitByShots(pictures, { shots: 12, heldOutPerClass: 12, seed: 2 });
-  const generalist = await readGeneralist(modelPath);
+  const generalist = await readGeneralist(generalistPath);
   return makeSpec({
     id: "run",
     createdAt: "2026-11-24T00:00:00.000Z",
@@ -210,6 +213,39 @@ test("run: trains the candidate, tells its loss curve, and serves the trained ne
   const [before, after] = [countParameters(untrained).nonzero, countParameters(trained).nonzero];
   assert.ok(after <= before * 1.02, `${after} non-zero after training, ${before} before`);
   assert.ok(candidate.accuracy >= dense.accuracy - 0.1, `${candidate.accuracy}`);
+});
+
+test("run: trains a network that takes one picture at a time", async () => {
+  const folder = join(root, "one-at-a-time");
+  const path = await writeTinyGeneralist(folder);
+  const graph = readGraph(await readFile(path));
+  const channels = graph.initializers.get("w")!.dims[1]!;
+  const [input, output] = [graph.inputs[0]!, graph.outputs[0]!];
+  const fixed = {
+    ...graph,
+    inputs: [{ ...input, dims: [1, ...input.dims!.slice(1)] }],
+    outputs: [{ ...output, dims: [1, ...output.dims!.slice(1)] }],
+    // A shape without the batch in it: no rewrite can tell where several pictures would go.
+    nodes: graph.nodes.flatMap((each) =>
+      each.outputs[0] === "features"
+        ? [
+            node("Reshape", ["pooled", "row"], ["single"]),
+            node("Reshape", ["single", "one row"], ["features"]),
+          ]
+        : [each],
+    ),
+    initializers: new Map([
+      ...graph.initializers,
+      ["row", int64Tensor([1], [channels])],
+      ["one row", int64Tensor([2], [1, channels])],
+    ]),
+  };
+  await writeFile(path, writeGraph(fixed));
+  const fineTune = { ...TRAINING, schedule: "one-shot" } as const;
+  const spec = await specOf({ method: "unstructured:0.8", fineTune }, null, path);
+  const { chosen, problems } = await run(spec, join(root, "runs", "one-at-a-time"));
+  assert.deepEqual(problems, []);
+  assert.equal(chosen.trainedFrom, 1);
 });
 
 test("run: integers are made of the trained network", async () => {

@@ -1,0 +1,42 @@
+import assert from "node:assert/strict";
+import { after, test } from "node:test";
+import { AgentError } from "../../agent/errors.ts";
+import { createLogger } from "../../agent/log.ts";
+import { findBlockSize } from "../../agent/specialize/block-size.ts";
+import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
+
+const engine = await createEngine({
+  executionProviders: ["cpu"],
+  intraOpThreads: 1,
+  log: createLogger("fatal"),
+});
+after(() => engine.close());
+
+test("block size: a divisor of usual channel counts, or none", async () => {
+  const block = await findBlockSize(engine);
+  assert.ok(block === null || block === 4 || block === 8 || block === 16 || block === 32, `${block}`);
+});
+
+test("block size: none on another provider than the CPU's", async () => {
+  const elsewhere: Engine = {
+    ...engine,
+    open: async (graph) => ({ ...(await engine.open(graph)), provider: "cuda" }),
+  };
+  assert.equal(await findBlockSize(elsewhere), null);
+});
+
+test("block size: none where ONNX Runtime refuses the operators or fails to run them", async () => {
+  const refused = new AgentError("MODEL_INVALID", "no such operator");
+  const without: Engine = { ...engine, open: () => Promise.reject(refused) };
+  assert.equal(await findBlockSize(without), null);
+  const broken: Engine = {
+    ...engine,
+    open: async (graph) => ({
+      ...(await engine.open(graph)),
+      run: () => Promise.reject(new AgentError("INFERENCE_FAILED", "not implemented")),
+    }),
+  };
+  assert.equal(await findBlockSize(broken), null);
+  const bug: Engine = { ...engine, open: () => Promise.reject(new TypeError("a mistake")) };
+  await assert.rejects(findBlockSize(bug), /a mistake/);
+});
