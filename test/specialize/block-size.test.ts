@@ -14,7 +14,10 @@ after(() => engine.close());
 
 test("block size: a divisor of usual channel counts, or none", async () => {
   const block = await findBlockSize(engine);
-  assert.ok(block === null || block === 4 || block === 8 || block === 16 || block === 32, `${block}`);
+  assert.ok(
+    block === null || block === 4 || block === 8 || block === 16 || block === 32,
+    `${block}`,
+  );
 });
 
 test("block size: none on another provider than the CPU's", async () => {

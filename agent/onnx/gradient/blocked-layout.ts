@@ -1,23 +1,12 @@
 import { BLOCKED_CONV, BLOCKED_MEAN, REORDER_INPUT, REORDER_OUTPUT } from "../blocked-layout.ts";
-import { intAttribute } from "../graph.ts";
 import { type BackwardContext, type BackwardRule, outputGradient } from "./backward-rule.ts";
-import { productOverPositions } from "./convolution.ts";
-import { type Sliding, slidingOf } from "./sliding.ts";
+import { type Convolution, convolutionOf, productOverPositions } from "./convolution.ts";
 
 /** A convolution of blocked values; channels are whole blocks. */
-interface BlockedConvolution extends Sliding {
-  readonly x: string;
-  readonly w: string;
-  readonly dY: string;
+interface BlockedConvolution extends Convolution {
   /** See {@link weightsApart}. */
   readonly apart: string;
   readonly block: number;
-  readonly pictures: number;
-  readonly channels: number;
-  readonly outputs: number;
-  /** Heights and widths of X and of Y. */
-  readonly sizes: readonly number[];
-  readonly outSizes: readonly number[];
 }
 
 /**
@@ -25,18 +14,10 @@ interface BlockedConvolution extends Sliding {
  * weights (`toBlockedLayout`). The formulas are those of Conv.
  */
 const conv: BackwardRule = (context) => {
-  const { node, dims, wants } = context;
-  const [x, w] = node.inputs as [string, string];
-  const dY = outputGradient(context);
-  const [pictures, channels, ...sizes] = dims(x) as [number, number, ...number[]];
-  const [, outputs, ...outSizes] = dims(dY) as [number, number, ...number[]];
-  const apart = weightsApart(context, w);
-  const of: BlockedConvolution = {
-    ...slidingOf(node, sizes, dims(w).slice(2)),
-    ...{ x, w, dY, apart, pictures, channels, outputs, sizes, outSizes },
-    block: dims(apart)[1]!,
-  };
-  if (intAttribute(node, "group", 1) === 1) return pointwise(context, of);
+  const { wants, node } = context;
+  const apart = weightsApart(context, node.inputs[1]!);
+  const of = { ...convolutionOf(context), apart, block: context.dims(apart)[1]! };
+  if (of.groups === 1) return pointwise(context, of);
   return [
     wants(0) ? depthwiseInputs(context, of) : undefined,
     wants(1) ? depthwiseWeights(context, of) : undefined,

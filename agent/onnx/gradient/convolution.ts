@@ -3,7 +3,7 @@ import { type BackwardContext, type BackwardRule, outputGradient } from "./backw
 import { type Sliding, slidingOf, spreading } from "./sliding.ts";
 
 /** A convolution's values and sizes. C and O are channels of all groups, P the product of sizes. */
-interface Convolution extends Sliding {
+export interface Convolution extends Sliding {
   readonly x: string;
   readonly w: string;
   readonly dY: string;
@@ -27,17 +27,10 @@ interface Convolution extends Sliding {
  * exact; which one is built is a matter of speed in ONNX Runtime on a CPU.
  */
 const conv: BackwardRule = (context) => {
-  const { node, dims, wants } = context;
-  const [x, w] = node.inputs as [string, string];
-  const dY = outputGradient(context);
-  const [pictures, channels, ...sizes] = dims(x) as [number, number, ...number[]];
-  const [, outputs, ...outSizes] = dims(dY) as [number, number, ...number[]];
-  const of: Convolution = {
-    ...slidingOf(node, sizes, dims(w).slice(2)),
-    ...{ x, w, dY, pictures, channels, outputs, sizes, outSizes },
-    groups: intAttribute(node, "group", 1),
-  };
-  const summed = [0, ...sizes.map((_, i) => i + 2)];
+  const { wants } = context;
+  const of = convolutionOf(context);
+  const { dY } = of;
+  const summed = [0, ...of.sizes.map((_, i) => i + 2)];
   return [
     wants(0) ? inputGradient(context, of) : undefined,
     wants(1) ? weightGradient(context, of) : undefined,
@@ -46,6 +39,20 @@ const conv: BackwardRule = (context) => {
       : undefined,
   ];
 };
+
+/** What a node that convolves works on. */
+export function convolutionOf(context: BackwardContext): Convolution {
+  const { node, dims } = context;
+  const [x, w] = node.inputs as [string, string];
+  const dY = outputGradient(context);
+  const [pictures, channels, ...sizes] = dims(x) as [number, number, ...number[]];
+  const [, outputs, ...outSizes] = dims(dY) as [number, number, ...number[]];
+  return {
+    ...slidingOf(node, sizes, dims(w).slice(2)),
+    ...{ x, w, dY, pictures, channels, outputs, sizes, outSizes },
+    groups: intAttribute(node, "group", 1),
+  };
+}
 
 /**
  * At stride 1, dX is a convolution of dY with flipped kernels, inputs and outputs of each group
