@@ -227,6 +227,12 @@ class LayoutChange {
       return channelwise && (spread[0] === 1 || spread[0] === pictures) ? "channels" : "other";
     });
     if (kinds.includes("other")) return false;
+    if (qualifiedName(each) === "Mul" && kinds.includes("map") && kinds.includes("channels")) {
+      const [map, factors] = kinds[0] === "map" ? each.inputs : [...each.inputs].reverse();
+      const name = this.#scaled(this.#inBlocks(map!), this.#perChannel(factors!), factors!);
+      this.#computed(each.outputs[0]!, { name, dims });
+      return true;
+    }
     const rows = kinds.includes("channels");
     const inputs = each.inputs.map((input, i) => {
       if (kinds[i] === "number") return this.#plain(input);
@@ -238,6 +244,22 @@ class LayoutChange {
     const name = rows ? this.#reshaped(result, dims) : result;
     this.#computed(each.outputs[0]!, { name, dims });
     return true;
+  }
+
+  /**
+   * A factor a channel, as squeeze-excite and layer scale have it, as a depthwise convolution of one
+   * tap. Where each picture has its own, all their channels are those of one picture. It takes fewer
+   * passes than a product that broadcasts, most of all backward.
+   */
+  #scaled({ name, dims }: Blocked, factors: string, plainFactors: string): string {
+    const [pictures, channels, height, width] = dims;
+    const own = this.#dims(plainFactors)!;
+    const each = own.length === 4 && own[0] === pictures ? pictures : 1;
+    const group = each * channels;
+    const weights = this.#reshaped(factors, [group, 1, 1, 1]);
+    const map = this.#reshaped(name, [pictures / each, group, height, width]);
+    const product = this.#add(BLOCKED_CONV, [map, weights], { group, kernel_shape: [1, 1] });
+    return this.#reshaped(product, dims);
   }
 
   /** One number a channel as `[N or 1, C/B, 1, B]`. */

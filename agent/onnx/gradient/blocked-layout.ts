@@ -1,22 +1,15 @@
 import { BLOCKED_CONV, BLOCKED_MEAN, REORDER_INPUT, REORDER_OUTPUT } from "../blocked-layout.ts";
+import type { Node } from "../graph.ts";
 import { type BackwardContext, type BackwardRule, outputGradient } from "./backward-rule.ts";
 import { type Convolution, convolutionOf, productOverPositions } from "./convolution.ts";
-
-/** A convolution of blocked values; channels are whole blocks. */
-interface BlockedConvolution extends Convolution {
-  /** See {@link weightsApart}. */
-  readonly apart: string;
-  readonly block: number;
-}
 
 /**
  * Conv in the blocked layout, depthwise or pointwise, with dX and dW in the layouts of X and of the
  * weights (`toBlockedLayout`). The formulas are those of Conv.
  */
 const conv: BackwardRule = (context) => {
-  const { wants, node } = context;
-  const apart = weightsApart(context, node.inputs[1]!);
-  const of = { ...convolutionOf(context), apart, block: context.dims(apart)[1]! };
+  const { wants } = context;
+  const of = convolutionOf(context);
   if (of.groups === 1) return pointwise(context, of);
   return [
     wants(0) ? depthwiseInputs(context, of) : undefined,
@@ -25,23 +18,24 @@ const conv: BackwardRule = (context) => {
   ];
 };
 
-/**
- * The weights before Transpose and Reshape laid them out in blocks: `[C/B, B, kh, kw]` or
- * `[O/B, B, C/B, B]`.
- */
-function weightsApart({ producer }: BackwardContext, w: string): string {
+/** The node that turned weights into blocks, behind which a Reshape gave them their shape. */
+function layoutOf({ producer }: BackwardContext, w: string): Node {
   const turned = producer(producer(w)?.inputs[0] ?? "");
-  if (turned?.opType !== "Transpose") throw new RangeError(`"${w}" were not laid out in blocks`);
-  return turned.inputs[0]!;
+  if (turned?.opType === "Transpose") return turned;
+  throw new RangeError(`"${w}" were not laid out in blocks`);
 }
 
 /**
  * A depthwise convolution of dY with flipped kernels, the gaps between its elements filled with
  * zeros where strides left some.
  */
-function depthwiseInputs(context: BackwardContext, of: BlockedConvolution): string {
+function depthwiseInputs(context: BackwardContext, of: Convolution): string {
   const { make, integers } = context;
-  const { dY, w, kernel, strides, before, block, pictures, channels, sizes, outSizes } = of;
+  const { dY, w, kernel, strides, before, pictures, channels, sizes, outSizes } = of;
+  const plain = { kernel_shape: kernel, group: channels };
+  if ([...kernel, ...strides].every((size) => size === 1))
+    return make(BLOCKED_CONV, [dY, w], plain);
+  const block = context.dims(layoutOf(context, w).outputs[0]!).at(-1)!;
   const blocks = channels / block;
   const taps = make("Reshape", [w, integers([blocks, ...kernel, block])]);
   const [last, first] = [integers([-1, -1]), integers([-(2 ** 31), -(2 ** 31)])];
@@ -59,8 +53,7 @@ function depthwiseInputs(context: BackwardContext, of: BlockedConvolution): stri
   }
   const lead = kernel.map((size, i) => size - 1 - before[i]!);
   const trail = kernel.map((_, i) => sizes[i]! - outSizes[i]! * strides[i]! + before[i]!);
-  const how = { kernel_shape: kernel, group: channels, pads: [...lead, ...trail] };
-  return make(BLOCKED_CONV, [spread, weights], how);
+  return make(BLOCKED_CONV, [spread, weights], { ...plain, pads: [...lead, ...trail] });
 }
 
 /**
@@ -68,9 +61,9 @@ function depthwiseInputs(context: BackwardContext, of: BlockedConvolution): stri
  * one picture: a blocked value and depthwise weights are laid out alike, [C/B, H, W, B]. Strides and
  * dilations change places.
  */
-function depthwiseWeights(context: BackwardContext, of: BlockedConvolution): string {
+function depthwiseWeights(context: BackwardContext, of: Convolution): string {
   const { make, integers } = context;
-  const { x, dY, kernel, strides, before, block, pictures, channels, sizes, outSizes } = of;
+  const { x, w, dY, kernel, strides, before, pictures, channels, sizes, outSizes } = of;
   const all = pictures * channels;
   const long = make("Reshape", [x, integers([1, all, ...sizes])]);
   const kernels = make("Reshape", [dY, integers([all, 1, ...outSizes])]);
@@ -81,9 +74,11 @@ function depthwiseWeights(context: BackwardContext, of: BlockedConvolution): str
   const how = { kernel_shape: outSizes, dilations: strides, group: all };
   const slid = make(BLOCKED_CONV, [long, kernels], { ...how, pads: [...before, ...trail] });
   const made = context.dims(slid).slice(2);
-  let taps = make("Reshape", [slid, integers([pictures, channels / block, ...made, block])]);
+  let taps = slid;
   if (made.some((size, i) => size !== kernel[i])) {
-    taps = make("Slice", [taps, ...[[0, 0], kernel, [2, 3]].map(integers)]);
+    const block = context.dims(layoutOf(context, w).outputs[0]!).at(-1)!;
+    const maps = make("Reshape", [slid, integers([pictures, channels / block, ...made, block])]);
+    taps = make("Slice", [maps, ...[[0, 0], kernel, [2, 3]].map(integers)]);
   }
   const flat = make("Reshape", [taps, integers([pictures, channels * kernel[0]! * kernel[1]!])]);
   const sum = make("ReduceSum", [flat, integers([0])], { keepdims: 0 });
@@ -91,7 +86,7 @@ function depthwiseWeights(context: BackwardContext, of: BlockedConvolution): str
 }
 
 /** db, by way of the mean over each map: the fastest pass over a blocked value. */
-function sumOfMaps(context: BackwardContext, of: BlockedConvolution): string {
+function sumOfMaps(context: BackwardContext, of: Convolution): string {
   const { make, integers } = context;
   const { dY, pictures, outputs, outSizes } = of;
   const means = make("Reshape", [make(BLOCKED_MEAN, [dY]), integers([pictures, outputs])]);
@@ -104,9 +99,11 @@ function sumOfMaps(context: BackwardContext, of: BlockedConvolution): string {
  * positions: of X and dY in the plain layout, or where maps are small, with positions before channels,
  * which is a single matrix product and takes whole blocks to their places.
  */
-function pointwise(context: BackwardContext, of: BlockedConvolution): (string | undefined)[] {
+function pointwise(context: BackwardContext, of: Convolution): (string | undefined)[] {
   const { make, integers, wants } = context;
-  const { x, dY, apart, pictures, channels, outputs, outSizes } = of;
+  const { x, w, dY, pictures, channels, outputs, outSizes } = of;
+  // [O/B, B, C/B, B], before it was turned.
+  const apart = layoutOf(context, w).inputs[0]!;
   const positions = outSizes[0]! * outSizes[1]!;
   const dX = () => {
     const turned = make("Transpose", [apart], { perm: [2, 0, 1, 3] });
@@ -116,8 +113,10 @@ function pointwise(context: BackwardContext, of: BlockedConvolution): (string | 
   const small = channels * outputs > positions * (channels + outputs);
   let [weights, bias]: (string | undefined)[] = [];
   if (small) {
-    const left = rowsOfPositions(context, dY, of);
-    if (wants(1)) weights = make("Gemm", [left, rowsOfPositions(context, x, of)], { transA: 1 });
+    const block = context.dims(apart)[1]!;
+    const left = rowsOfPositions(context, dY, block);
+    const right = () => rowsOfPositions(context, x, block);
+    if (wants(1)) weights = make("Gemm", [left, right()], { transA: 1 });
     const ones = new Float32Array(pictures * positions).fill(1);
     const row = context.floats([1, ones.length], ones);
     if (wants(2)) bias = make("Reshape", [make("MatMul", [row, left]), integers([outputs])]);
@@ -129,28 +128,30 @@ function pointwise(context: BackwardContext, of: BlockedConvolution): (string | 
     }
     if (wants(2)) bias = make("ReduceSum", [left, integers([0, 2, 3])], { keepdims: 0 });
   }
-  return [wants(0) ? dX() : undefined, weights && inBlocks(context, weights, of), bias];
+  return [wants(0) ? dX() : undefined, weights && inBlocks(context, weights, apart), bias];
 }
 
 /** A blocked value as `[N·H·W, C]`. */
 function rowsOfPositions(
   { make, dims, integers }: BackwardContext,
   value: string,
-  { block }: BlockedConvolution,
+  block: number,
 ): string {
   const [pictures, channels, height, width] = dims(value) as [number, number, number, number];
   const positions = height * width;
-  const maps = make("Reshape", [value, integers([pictures, channels / block, positions, block])]);
+  const apart = [pictures, channels / block, positions, block];
+  const maps = make("Reshape", [value, integers(apart)]);
   const turned = make("Transpose", [maps], { perm: [0, 2, 1, 3] });
   return make("Reshape", [turned, integers([pictures * positions, channels])]);
 }
 
 /** `O × C` elements as the weights of a pointwise convolution are laid out. */
-function inBlocks(context: BackwardContext, product: string, of: BlockedConvolution): string {
-  const { make, integers, dims } = context;
-  const apart = make("Reshape", [product, integers(dims(of.apart))]);
-  const turned = make("Transpose", [apart], { perm: [0, 2, 3, 1] });
-  return make("Reshape", [turned, integers([of.outputs, of.channels, 1, 1])]);
+function inBlocks(context: BackwardContext, product: string, apart: string): string {
+  const { make, integers } = context;
+  const [outer, block, inner] = context.dims(apart) as [number, number, number, number];
+  const own = make("Reshape", [product, integers([outer, block, inner, block])]);
+  const turned = make("Transpose", [own], { perm: [0, 2, 3, 1] });
+  return make("Reshape", [turned, integers([outer * block, inner * block, 1, 1])]);
 }
 
 /** To the blocked layout: dX comes back to the plain one. */
