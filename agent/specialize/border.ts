@@ -40,13 +40,23 @@ export async function sweep(
   { batches = allBatches(options.calibration), feeds = () => ({}) }: Sweep = {},
 ): Promise<void> {
   const session = await options.engine.open(part);
+  // Disks and decoders work while ONNX Runtime holds this thread.
+  const read = (batch: number): Promise<TensorValue> => {
+    const value = readBorder(border, batch, options);
+    // Failing meanwhile it would end the process; it is thrown where it is waited for.
+    value.catch(() => undefined);
+    return value;
+  };
+  let next = batches.length > 0 ? read(batches[0]!) : undefined;
   try {
-    for (const batch of batches) {
+    for (const [i, batch] of batches.entries()) {
       options.signal.throwIfAborted();
-      const value = await readBorder(border, batch, options);
+      const value = await next!;
+      next = i + 1 < batches.length ? read(batches[i + 1]!) : undefined;
       await each(batch, await session.run({ [border.name]: value, ...(await feeds(batch)) }));
     }
   } finally {
+    await next?.catch(() => undefined);
     await session.release();
   }
 }
