@@ -265,7 +265,7 @@ function borderToTrainFrom(network: Graph): string {
  * one place of both networks has one name; where channels were cut or pictures are smaller, it
  * cannot be compared one to one and is left out.
  */
-function comparedValues(
+export function comparedValues(
   student: Graph,
   teacher: Graph,
   border: string,
@@ -281,12 +281,12 @@ function comparedValues(
   const pairs: { student: string; teacher: string }[] = [];
   const [features, wantedFeatures] = [headOf(student).inputs[0]!, headOf(teacher).inputs[0]!];
   const borders = findBorders(student);
-  const all = countParameters(student).nonzero;
+  const all = before(features);
   let last = border === picture ? 0 : before(border);
   for (const name of borders.slice(borders.indexOf(border) + 1)) {
     if (name === features || !alike(name, name)) continue;
     const own = before(name);
-    if (own - last < FEATURE_SPACING * all) continue;
+    if (Math.min(own - last, all - own) < FEATURE_SPACING * all) continue;
     pairs.push({ student: name, teacher: name });
     last = own;
   }
