@@ -44,6 +44,7 @@ interface Flags extends AimParts {
   fineTune: boolean;
   minutes: number;
   trainMemory: number;
+  lessonDisk: number;
   schedule: typeof DEFAULTS.fineTune.schedule;
   cropTop: number;
   cropBottom: number;
@@ -95,6 +96,12 @@ export function specializeCommand(): Command {
       "for activations and gradients of training",
       integer(64),
       fineTune.trainMemoryMb,
+    )
+    .option(
+      "--lesson-disk <MB>",
+      "for training views that come again; 0: every view is new",
+      integer(0),
+      fineTune.lessonDiskMb,
     )
     .addOption(
       new Option("--schedule <how>", "train once behind all pruning, or after each halving of it")
@@ -270,8 +277,15 @@ function specializeOptions(flags: Flags): typeof DEFAULTS.specialize {
 }
 
 function fineTuneFlags(flags: Flags): typeof DEFAULTS.fineTune {
-  const { fineTune: enabled, minutes: maxMinutes, trainMemory: trainMemoryMb, schedule } = flags;
-  return { ...DEFAULTS.fineTune, enabled, maxMinutes, trainMemoryMb, schedule };
+  const { fineTune: enabled, minutes, trainMemory, lessonDisk, schedule } = flags;
+  return {
+    ...DEFAULTS.fineTune,
+    enabled,
+    maxMinutes: minutes,
+    trainMemoryMb: trainMemory,
+    lessonDiskMb: lessonDisk,
+    schedule,
+  };
 }
 
 async function readLabelMap(path: string | undefined): Promise<Record<string, string>> {

@@ -288,6 +288,15 @@ const fineTune = section(
       whole(64, 1_000_000, "Megabytes of activations and gradients; smaller batches fit in less."),
       600,
     ),
+    lessonDiskMb: v.optional(
+      whole(
+        0,
+        1_000_000,
+        "Megabytes on disk, while training, for what the frozen layers and the dense network make " +
+          "of training views, which then come again without being computed; 0: every view is new.",
+      ),
+      1024,
+    ),
     schedule: v.optional(
       v.pipe(
         v.picklist(["one-shot", "gradual"]),
@@ -621,7 +630,12 @@ export function aimOf({ specialize, gate }: Pick<StationConfig, "specialize" | "
 
 /** How a run trains its compressed network, as its spec states it; null: not at all. */
 export function fineTuneOf({ fineTune }: Pick<StationConfig, "fineTune">) {
-  const { enabled, maxMinutes, trainMemoryMb, schedule } = fineTune;
+  const { enabled, maxMinutes, trainMemoryMb, lessonDiskMb, schedule } = fineTune;
   if (!enabled) return null;
-  return { maxSeconds: 60 * maxMinutes, memoryBytes: 2 ** 20 * trainMemoryMb, schedule };
+  return {
+    maxSeconds: 60 * maxMinutes,
+    memoryBytes: 2 ** 20 * trainMemoryMb,
+    lessonBytes: 2 ** 20 * lessonDiskMb,
+    schedule,
+  };
 }

@@ -3,7 +3,7 @@ import type { Graph } from "../onnx/graph.ts";
 import { withExtraOutputs } from "../onnx/subgraph.ts";
 import { floatTensor } from "../onnx/tensor.ts";
 import type { TensorValue } from "../runtime/session.ts";
-import { createSampler } from "../train/batches.ts";
+import { type BatchSampler, createSampler } from "../train/batches.ts";
 import { keepCheckpoint, resumeTraining } from "../train/checkpoint.ts";
 import { keptPlaces, pickKept, putKept } from "../train/kept-weights.ts";
 import { sumOfSquares, type TrainedParameter } from "../train/optimizer.ts";
@@ -16,6 +16,7 @@ import {
 import { gatherGradients, judgeWeights, progressOf, takeStep } from "../train/steps.ts";
 import { type Engine, type EngineSession, runInParts } from "./engine.ts";
 import { indexOfLargest } from "./evaluate.ts";
+import { LessonStore } from "./lesson-store.ts";
 import type { TrainingPoint } from "./training-point.ts";
 import {
   type Lesson,
@@ -65,6 +66,8 @@ export interface DistillOptions {
   readonly batchSize: number;
   /** Pictures of one run of the network: as many as memory allows. */
   readonly microBatch: number;
+  /** Where lessons may be kept, and how many bytes of them; see {@link LessonStore}. */
+  readonly lessonFile: { readonly path: string; readonly maxBytes: number };
   /** Steps between two judgments by the validation pictures. */
   readonly judgeEvery: number;
   readonly engine: Engine;
@@ -102,7 +105,7 @@ export interface Distilled {
  * @throws {RangeError} where the network cannot be differentiated behind the border.
  */
 export async function distill(options: DistillOptions): Promise<Distilled> {
-  const { student, teacher, features, engine } = options;
+  const { student, teacher, features, engine, lessonFile } = options;
   const step = await openTrainingStep({
     network: student,
     border: options.border,
@@ -111,14 +114,17 @@ export async function distill(options: DistillOptions): Promise<Distilled> {
     objective: options.objective,
     engine,
   });
+  const parts = options.batchSize / options.microBatch;
+  const store = new LessonStore(lessonFile.path, lessonFile.maxBytes, step.lessonDims, parts);
   let teaching: EngineSession | undefined;
   try {
     const wanted = features.map((pair) => pair.teacher);
     teaching = await engine.open(withExtraOutputs(teacher, wanted));
-    return await new Distillation(options, step, teaching).run();
+    return await new Distillation(options, step, teaching, store).run();
   } finally {
     await step.release();
     await teaching?.release();
+    await store.dispose();
   }
 }
 
@@ -135,6 +141,8 @@ class Distillation {
   readonly #options: DistillOptions;
   readonly #step: TrainingStep;
   readonly #teacher: EngineSession;
+  readonly #store: LessonStore;
+  readonly #sampler: BatchSampler;
   readonly #training: Training;
   /** Of each parameter, the places of the weights that are trained; null: all. */
   readonly #places: readonly (Uint32Array | null)[];
@@ -146,10 +154,18 @@ class Distillation {
   #before: number | null = null;
   #ended: string | null = null;
 
-  constructor(options: DistillOptions, step: TrainingStep, teacher: EngineSession) {
+  constructor(
+    options: DistillOptions,
+    step: TrainingStep,
+    teacher: EngineSession,
+    store: LessonStore,
+  ) {
+    const { pictures, batchSize, training } = options;
     this.#options = options;
     this.#step = step;
     this.#teacher = teacher;
+    this.#store = store;
+    this.#sampler = createSampler(pictures.labels, batchSize, training.seed);
     // Biases and scales that are zero were not pruned.
     this.#places = step.parameters.map(({ dims, initial }) =>
       dims.length >= 2 ? keptPlaces(initial) : null,
@@ -166,8 +182,7 @@ class Distillation {
   }
 
   async run(): Promise<Distilled> {
-    const { pictures, batchSize, judgeEvery, training: how, end, signal } = this.#options;
-    const sampler = createSampler(pictures.labels, batchSize, how.seed);
+    const { pictures, judgeEvery, end, signal } = this.#options;
     if (pictures.validation.batches > 0 && this.#training.counters.step === 0) {
       this.#before = (await this.#validate()).loss;
     }
@@ -179,7 +194,7 @@ class Distillation {
         break;
       }
       const { step } = this.#training.counters;
-      await this.#gather(sampler.batch(step), step);
+      await this.#gather(this.#store.lessonsOf(step));
       const outcome = takeStep(this.#training, this.#elapsedMs);
       if (outcome.kind === "diverged") this.#ended = `training diverged: ${outcome.reason}`;
       if (outcome.kind === "stepped") {
@@ -197,36 +212,50 @@ class Distillation {
     return performance.now() - this.#startMs;
   }
 
-  /** Gradients of one batch, micro-batch by micro-batch. */
-  async #gather(batch: readonly number[], step: number): Promise<void> {
-    const { pictures, microBatch } = this.#options;
-    const parts = Array.from({ length: batch.length / microBatch }, (_, place) =>
-      batch.slice(place * microBatch, (place + 1) * microBatch),
-    );
+  /** Gradients of the lessons of a step, micro-batch by micro-batch. */
+  async #gather(step: number): Promise<void> {
+    const { batchSize, microBatch } = this.#options;
+    const parts = batchSize / microBatch;
     for (const [i, weights] of this.#weights.entries()) {
       putKept(this.#training.weights[i]!, this.#places[i]!, weights);
     }
-    let next = pictures.read(parts[0]!, step, 0);
-    for (const [place, part] of parts.entries()) {
-      const views = await next;
-      // Decoded by other threads while this one waits for the network.
-      if (place + 1 < parts.length) next = pictures.read(parts[place + 1]!, step, place + 1);
+    let next = this.#open(step, 0);
+    for (let place = 0; place < parts; place++) {
+      const opened = await next;
+      // Read and decoded by other threads while this one waits for the network.
+      if (place + 1 < parts) next = this.#open(step, place + 1);
       // Failing meanwhile it would end the process; it is thrown where it is waited for.
       next.catch(() => undefined);
-      const lesson = await this.#lesson(views);
+      const lesson = "border" in opened ? opened : await this.#make(opened, step, place);
       const { loss, gradients } = await this.#step.run(this.#weights, lesson);
       const kept = gradients.map((gradient, i) => pickKept(gradient, this.#places[i]!));
-      gatherGradients(this.#training, loss, kept, part.length);
+      gatherGradients(this.#training, loss, kept, microBatch);
     }
   }
 
-  async #lesson({ student, teacher, targets }: PairOfViews): Promise<Lesson> {
+  /** A lesson that was kept, or the views to make one of. */
+  async #open(step: number, place: number): Promise<Lesson | PairOfViews> {
+    const { pictures, microBatch } = this.#options;
+    const kept = await this.#store.read(step, place);
+    if (kept) return kept;
+    const batch = this.#sampler.batch(step).slice(place * microBatch, (place + 1) * microBatch);
+    return pictures.read(batch, step, place);
+  }
+
+  async #make(views: PairOfViews, step: number, place: number): Promise<Lesson> {
+    const border = await this.#step.freeze(views.student);
+    const lesson = { border, ...(await this.#taught(views)) };
+    await this.#store.write(step, place, lesson);
+    return lesson;
+  }
+
+  /** What the teacher and the labels say. */
+  async #taught({ student, teacher, targets }: PairOfViews): Promise<Omit<Lesson, "border">> {
     const { teacher: graph, features, pictures } = this.#options;
     const names = [graph.outputs[0]!.name, ...features.map((pair) => pair.teacher)];
     const answers = await runInParts(this.#teacher, graph.inputs[0]!.name, teacher, names);
     const [teacherLogits, ...teacherFeatures] = answers;
     return {
-      pictures: student,
       targets: { data: targets, dims: [student.dims[0]!, pictures.classes] },
       teacherLogits: teacherLogits!,
       teacherFeatures,
@@ -277,7 +306,7 @@ class Distillation {
         const views = await pictures.validation.read(batch);
         const answers = await session.run({ [student.inputs[0]!.name]: views.student });
         const logits = answers[student.outputs[0]!.name]!.data as Float32Array;
-        const lesson = await this.#lesson(views);
+        const lesson = await this.#taught(views);
         const wanted = lesson.teacherLogits.data as Float32Array;
         for (let at = 0; at < logits.length; at += pictures.classes) {
           const row = (values: Float32Array) => values.subarray(at, at + pictures.classes);

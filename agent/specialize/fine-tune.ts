@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import type { HeadWeights } from "../math/standardized-space.ts";
 import { formatPattern } from "../method.ts";
 import { findBorders } from "../onnx/borders.ts";
@@ -29,6 +30,8 @@ export interface FineTuneOptions extends PlanOptions {
   readonly maxSeconds: number;
   /** Bytes of activations and gradients. */
   readonly memoryBytes: number;
+  /** Bytes of lessons on disk; 0: none are kept. */
+  readonly lessonBytes: number;
   readonly seed: number;
   /** Shape of the student's picture, `[3, height, width]`. */
   readonly pictureDims: readonly number[];
@@ -128,6 +131,10 @@ export async function fineTune(options: FineTuneOptions): Promise<FineTuned> {
     const [stepsBefore, secondsBefore] = [before(({ steps }) => steps), before((r) => r.seconds)];
     const { graph, ...report } = await distill({
       ...lessonsOf(student, options),
+      lessonFile: {
+        path: join(environment.workDir, "lessons.f32"),
+        maxBytes: options.lessonBytes,
+      },
       onPoint: (point) =>
         options.onPoint({
           ...point,
@@ -215,7 +222,14 @@ function lessonsOf(
   { dense, denseHead, pictureDims, memoryBytes, batched, ...rest }: FineTuneOptions,
 ): Omit<
   DistillOptions,
-  "training" | "resume" | "onCheckpoint" | "onPoint" | "onProgress" | "engine" | "signal"
+  | "lessonFile"
+  | "training"
+  | "resume"
+  | "onCheckpoint"
+  | "onPoint"
+  | "onProgress"
+  | "engine"
+  | "signal"
 > {
   const { pictures, end } = rest;
   const teacher = withLinearHead(dense, denseHead);

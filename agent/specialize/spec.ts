@@ -77,6 +77,8 @@ export const runSpecSchema = v.strictObject({
           maxSeconds: v.number(),
           /** Of activations and gradients. */
           memoryBytes: v.number(),
+          /** Of lessons on disk. Runs of older software keep none. */
+          lessonBytes: v.optional(v.number(), 0),
           schedule: v.picklist(["one-shot", "gradual"]),
         }),
       ),

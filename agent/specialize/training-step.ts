@@ -29,8 +29,8 @@ export interface TrainingStepOptions {
 
 /** What the student is taught with one batch. */
 export interface Lesson {
-  /** `[N, 3, height, width]`. */
-  readonly pictures: TensorValue;
+  /** What the frozen layers make of the pictures; see {@link TrainingStep.freeze}. */
+  readonly border: TensorValue;
   /** Soft labels, `[N, classes]`, rows adding up to 1. */
   readonly targets: TensorValue;
   readonly teacherLogits: TensorValue;
@@ -50,6 +50,14 @@ export interface Parameter {
 export interface TrainingStep {
   /** In the order of the network. */
   readonly parameters: readonly Parameter[];
+  /** Shapes of a lesson's border, targets, teacher's logits and features. */
+  readonly lessonDims: readonly (readonly number[])[];
+  /**
+   * Runs the frozen layers.
+   *
+   * @param pictures `[N, 3, height, width]`. @returns the value at the border, `[N, …]`.
+   */
+  freeze(pictures: TensorValue): Promise<TensorValue>;
   /**
    * @param weights one array a parameter, in their order.
    * @returns the loss and the gradient of each parameter, in their order.
@@ -113,11 +121,19 @@ export async function openTrainingStep(options: TrainingStepOptions): Promise<Tr
   });
   return {
     parameters,
+    lessonDims: [
+      dimsOf(border),
+      dimsOf(output),
+      dimsOf(output),
+      ...features.map((name) => dimsOf(name)),
+    ],
+    freeze: async (pictures) => {
+      if (prefix === null) return pictures;
+      const [value] = await runInParts(prefix, picture, pictures, [border]);
+      return value!;
+    },
     run: async (weights, lesson) => {
-      const { pictures } = lesson;
-      const [given] =
-        prefix === null ? [pictures] : await runInParts(prefix, picture, pictures, [border]);
-      const feeds: Record<string, TensorValue> = { [border]: given! };
+      const feeds: Record<string, TensorValue> = { [border]: lesson.border };
       const feed = (name: string, value: TensorValue): void => {
         if (read.has(name)) feeds[name] = value;
       };

@@ -1,4 +1,8 @@
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, test } from "node:test";
 import { createLogger } from "../../agent/log.ts";
 import { createRandom } from "../../agent/math/random.ts";
@@ -19,7 +23,11 @@ const engine = await createEngine({
   intraOpThreads: 1,
   log: createLogger("error"),
 });
-after(() => engine.close());
+const folder = await mkdtemp(join(tmpdir(), "taco-distill-"));
+after(async () => {
+  await engine.close();
+  await rm(folder, { recursive: true });
+});
 
 /** Two convolutions and a linear head. */
 function network(seed: number): Graph {
@@ -118,6 +126,7 @@ function optionsOf(overrides: Partial<DistillOptions> = {}): DistillOptions {
     },
     batchSize: 12,
     microBatch: 6,
+    lessonFile: { path: join(folder, "lessons.f32"), maxBytes: 0 },
     judgeEvery: 10,
     engine,
     resume: null,
@@ -244,4 +253,41 @@ test("distill: a training that diverges is given up, and the network is as it wa
   const { graph, ended } = await distill(options);
   assert.match(ended!, /diverged: the loss is NaN/);
   assert.deepEqual(weightsOf(graph), weightsOf(options.student));
+});
+
+test("distill: lessons that were kept come again, to the same weights after a resume", async () => {
+  const reads: string[] = [];
+  const contents: Uint8Array[] = [];
+  const { pictures, training } = optionsOf();
+  const path = join(folder, "kept.f32");
+  const floats = 6 * (3 * SIDE * SIDE + 2 * CLASSES + CHANNELS);
+  const shared: Partial<DistillOptions> = {
+    training: { ...training, limits: { steps: 120, budgetMs: Number.POSITIVE_INFINITY } },
+    lessonFile: { path, maxBytes: 50 * 2 * 4 * floats },
+    pictures: {
+      ...pictures,
+      read: (batch, step, place) => {
+        reads.push(`${step} ${place}`);
+        return pictures.read(batch, step, place);
+      },
+    },
+    onCheckpoint: (content) => {
+      contents.push(content.slice());
+      return Promise.resolve();
+    },
+    checkpointMs: 0,
+  };
+  const whole = await distill(optionsOf(shared));
+  const [shape, ...made] = reads.splice(0);
+  assert.equal(shape, "0 0", "one to see the size of a view");
+  assert.deepEqual(
+    made,
+    Array.from({ length: 100 }, (_, i) => `${Math.floor(i / 2)} ${i % 2}`),
+  );
+  assert.ok(!existsSync(path), "nothing is left on disk");
+  const resumed = await distill(optionsOf({ ...shared, resume: contents[6]! }));
+  assert.deepEqual(weightsOf(resumed.graph), weightsOf(whole.graph));
+  reads.length = 0;
+  await distill(optionsOf({ ...shared, lessonFile: { path, maxBytes: 47 * 2 * 4 * floats } }));
+  assert.equal(new Set(reads).size, 240, "too few to repeat: every step has its own");
 });

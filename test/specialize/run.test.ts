@@ -86,7 +86,12 @@ async function specOf(
 }
 
 /** Ends by its steps, since what ends by the clock is never twice the same. */
-const TRAINING = { maxSeconds: 1e6, memoryBytes: 2 ** 28, schedule: "gradual" } as const;
+const TRAINING = {
+  maxSeconds: 1e6,
+  memoryBytes: 2 ** 28,
+  lessonBytes: 2 ** 22,
+  schedule: "gradual",
+} as const;
 
 function run(
   spec: RunSpec,
