@@ -23,6 +23,8 @@ export interface SessionConfig {
    * them out in one block beforehand, which for a training step is far larger than what is in use.
    */
   planMemory?: boolean;
+  /** Where ONNX Runtime writes the graph that it makes of the model; not at all by default. */
+  optimizedModelPath?: string;
 }
 
 /** A dense tensor, row-major; `data.length` is the product of `dims`. */
@@ -84,7 +86,9 @@ function createSession(
   provider: string,
   config: SessionConfig,
 ): Promise<InferenceSession> {
+  const { optimizedModelPath } = config;
   const options: InferenceSession.SessionOptions = {
+    ...(optimizedModelPath === undefined ? {} : { optimizedModelFilePath: optimizedModelPath }),
     executionProviders: [provider],
     logSeverityLevel: 3,
     enableCpuMemArena: config.keepMemory ?? true,

@@ -55,7 +55,10 @@ export async function runInParts(
 /** All heavy work of a run: graphs and matrix products by ONNX Runtime, and the time they took. */
 export interface Engine {
   /** @param how see {@link SessionConfig}. */
-  open(graph: Graph, how?: Pick<SessionConfig, "planMemory">): Promise<EngineSession>;
+  open(
+    graph: Graph,
+    how?: Pick<SessionConfig, "planMemory" | "optimizedModelPath">,
+  ): Promise<EngineSession>;
   readonly gemm: Gemm;
   /** Seconds spent inside ONNX Runtime since the engine was made. */
   runtimeSeconds(): number;

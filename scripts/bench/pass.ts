@@ -262,8 +262,8 @@ function timedEngine(engine: Engine) {
   };
   const watched: Engine = {
     ...engine,
-    open: async (graph) => {
-      const session = await timed("sessions", () => engine.open(graph));
+    open: async (graph, how) => {
+      const session = await timed("sessions", () => engine.open(graph, how));
       return {
         ...session,
         run: (feeds) => timed("runs", () => session.run(feeds)),

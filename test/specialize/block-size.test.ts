@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
+import { writeFile } from "node:fs/promises";
 import { after, test } from "node:test";
 import { AgentError } from "../../agent/errors.ts";
 import { createLogger } from "../../agent/log.ts";
+import { type Graph, writeGraph } from "../../agent/onnx/graph.ts";
 import { findBlockSize } from "../../agent/specialize/block-size.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 
@@ -20,10 +22,26 @@ test("block size: a divisor of usual channel counts, or none", async () => {
   );
 });
 
+test("block size: none where ONNX Runtime leaves convolutions in the plain layout", async () => {
+  const asked: Graph[] = [];
+  const plain: Engine = {
+    ...engine,
+    open: async (graph, how) => {
+      asked.push(graph);
+      const session = await engine.open(graph, how);
+      const path = how?.optimizedModelPath;
+      if (path !== undefined) await writeFile(path, writeGraph(graph));
+      return session;
+    },
+  };
+  assert.equal(await findBlockSize(plain), null);
+  assert.equal(asked.length, 1, "operators of the layout are not even tried");
+});
+
 test("block size: none on another provider than the CPU's", async () => {
   const elsewhere: Engine = {
     ...engine,
-    open: async (graph) => ({ ...(await engine.open(graph)), provider: "cuda" }),
+    open: async (graph, how) => ({ ...(await engine.open(graph, how)), provider: "cuda" }),
   };
   assert.equal(await findBlockSize(elsewhere), null);
 });
@@ -34,8 +52,8 @@ test("block size: none where ONNX Runtime refuses the operators or fails to run 
   assert.equal(await findBlockSize(without), null);
   const broken: Engine = {
     ...engine,
-    open: async (graph) => ({
-      ...(await engine.open(graph)),
+    open: async (graph, how) => ({
+      ...(await engine.open(graph, how)),
       run: () => Promise.reject(new AgentError("INFERENCE_FAILED", "not implemented")),
     }),
   };

@@ -23,8 +23,8 @@ export function environmentOf(
 export function deviceWith(engine: Engine, costMs: (graph: Graph) => number): Engine {
   return {
     ...engine,
-    open: async (graph) => {
-      const session = await engine.open(graph);
+    open: async (graph, how) => {
+      const session = await engine.open(graph, how);
       const least = costMs(graph);
       return {
         ...session,
