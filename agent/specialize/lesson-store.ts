@@ -18,7 +18,7 @@ export class LessonStore {
   /**
    * @param path of the file. @param maxBytes of the file; with too little for a useful number of
    *   steps nothing is kept, and every step sees new views.
-   * @param dims shapes of a lesson's values, in the order of {@link valuesOf}.
+   * @param dims shapes of a lesson's values, in the order of `valuesOf`.
    * @param parts lessons of one step.
    */
   constructor(path: string, maxBytes: number, dims: readonly (readonly number[])[], parts: number) {
@@ -76,7 +76,7 @@ export class LessonStore {
 }
 
 /** All values of a lesson, in the order in which they are kept. */
-export function valuesOf({ border, targets, teacherLogits, teacherFeatures }: Lesson) {
+function valuesOf({ border, targets, teacherLogits, teacherFeatures }: Lesson) {
   return [border, targets, teacherLogits, ...teacherFeatures];
 }
 

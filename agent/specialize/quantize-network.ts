@@ -7,6 +7,7 @@ import { type EncodingType, encodeActivations } from "./activation-encodings.ts"
 import type { CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
 import { equalizeNetwork } from "./equalize-network.ts";
 import { chooseFloat, firstBatches } from "./float-fallback.ts";
+import { integerWeightBits } from "./integer-bits.ts";
 import { compareOutputs, outputsOf } from "./output-difference.ts";
 import { type QuantizedWeights, quantizeWeights, roundAllWeights } from "./quantize-weights.ts";
 
@@ -44,9 +45,18 @@ export async function quantizeNetwork(
     const reason = `integers with a scale a channel need opset ${QDQ_OPSET}, and its nodes of opset ${dense.opset} cannot be raised`;
     return { graph: network, reports: [], refused: [{ name: dense.name, reason }] };
   }
-  const scheme: Scheme = { type: options.scheme ?? "uint8", left: namedNodes(dense, options) };
+  const scheme: Scheme = {
+    type: options.scheme ?? "uint8",
+    left: namedNodes(dense, options),
+    weightBits: await integerWeightBits(options.engine),
+  };
   const start = await betterEqualized(dense, scheme, options);
-  const weights = await quantizeWeights(start, chosenNodes(start, scheme), options);
+  const weights = await quantizeWeights(
+    start,
+    chosenNodes(start, scheme),
+    scheme.weightBits,
+    options,
+  );
   const form = await prepareForms(weights, scheme, options);
   const choice = await chooseFloat(
     {
@@ -70,6 +80,8 @@ interface Scheme {
   readonly type: EncodingType;
   /** Nodes that stay in float in any case, by first output. */
   readonly left: ReadonlySet<string>;
+  /** See {@link integerWeightBits}. */
+  readonly weightBits: number;
 }
 
 function namedNodes(dense: Graph, { float = [] }: QuantizeOptions): Set<string> {
@@ -129,7 +141,7 @@ async function betterEqualized(
   const wanted = await outputsOf(dense, calibration, engine, signal);
   const errorOf = async (graph: Graph): Promise<number> => {
     const few = { ...options, calibration };
-    const rounded = roundAllWeights(graph, chosenNodes(graph, scheme));
+    const rounded = roundAllWeights(graph, chosenNodes(graph, scheme), scheme.weightBits);
     const form = (await prepareForms(rounded, scheme, few))(rounded.graph, new Set());
     const { relativeError } = compareOutputs(
       wanted,

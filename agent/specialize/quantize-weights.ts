@@ -20,7 +20,7 @@ import type { CompressEnvironment, LayerReport } from "./environment.ts";
 import { takesBias } from "./group-tables.ts";
 import { countPictures, gramsOf, planSampling, positionsOf } from "./layer-grams.ts";
 
-/** A network whose linear layers have 8-bit weights. */
+/** A network whose linear layers have weights of 8 bits or fewer, stored as int8. */
 export interface QuantizedWeights {
   /** The network with the weights that the integers stand for, and biases made up for it. */
   readonly graph: Graph;
@@ -35,17 +35,18 @@ const GRAM_BYTES = 256 * 2 ** 20;
 const FEW_WEIGHTS = 64;
 
 /**
- * Rounds the weights of linear layers to 8 bits, one scale a row, by GPTQ on the second moments of
+ * Rounds the weights of linear layers to 7 or 8 bits, one scale a row, by GPTQ on the second moments of
  * their inputs (zeros stay zeros), and lets biases make up for the change of the mean. All
  * statistics are of the dense network: at 8 bits the layers before change next to nothing. Layers
  * that share weights, have few in a row, or are of a form that no statistics are taken of, are
  * rounded to nearest, at the scale of least squared error.
  *
- * @param nodes which layers, by first output.
+ * @param nodes which layers, by first output. @param bits see `integerWeightBits`.
  */
 export async function quantizeWeights(
   dense: Graph,
   nodes: ReadonlySet<string>,
+  bits: number,
   options: CompressEnvironment,
 ): Promise<QuantizedWeights> {
   const layers = findPrunableLayers(dense).filter(
@@ -53,7 +54,7 @@ export async function quantizeWeights(
   );
   const weights = new Map<string, WeightEncoding>();
   const reports: LayerReport[] = [];
-  if (layers.length === 0) return roundAllWeights(dense, nodes);
+  if (layers.length === 0) return roundAllWeights(dense, nodes, bits);
   // Once for all: a session on a large network takes several times its weights in memory.
   const names = layers.map(({ outputName }) => outputName);
   const shapes = await measureShapes(dense, names, options.engine, options.calibration);
@@ -62,14 +63,14 @@ export async function quantizeWeights(
   for (const chunk of chunksOf(layers)) {
     const grams = await gramsOfChunk(dense, chunk, shapes, options);
     for (const [i, layer] of chunk.entries()) {
-      const solved = await solve(graph, layer, grams[i]!, options);
+      const solved = await solve(graph, layer, grams[i]!, bits, options);
       graph = solved.graph;
       weights.set(layer.weightName, solved.encoding);
       reports.push(solved.report);
       options.onProgress(++done, layers.length);
     }
   }
-  const rest = roundAllWeights(graph, nodes, weights);
+  const rest = roundAllWeights(graph, nodes, bits, weights);
   const all = [...reports, ...rest.reports];
   const order = new Map(dense.nodes.map((node, i) => [node.name || node.outputs[0]!, i]));
   all.sort((a, b) => order.get(a.name)! - order.get(b.name)!);
@@ -77,13 +78,14 @@ export async function quantizeWeights(
 }
 
 /**
- * Rounds the weights of linear layers to the nearest of 8 bits, one scale a row.
+ * Rounds the weights of linear layers to the nearest of so many bits, one scale a row.
  *
  * @param done weights that have been rounded already.
  */
 export function roundAllWeights(
   dense: Graph,
   nodes: ReadonlySet<string>,
+  bits: number,
   done: ReadonlyMap<string, WeightEncoding> = new Map(),
 ): QuantizedWeights {
   const weights = new Map(done);
@@ -94,7 +96,8 @@ export function roundAllWeights(
     if (!nodes.has(node.outputs[0]!) || !isLinear(dense, node)) continue;
     if (!weights.has(name)) {
       const tensor = graph.initializers.get(name)!;
-      const { encoding, values } = roundToNearest(toFloat32(tensor), tensor.dims, scaleAxis(node));
+      const axis = scaleAxis(node);
+      const { encoding, values } = roundToNearest(toFloat32(tensor), tensor.dims, axis, bits);
       weights.set(name, encoding);
       graph = replaceInitializer(graph, name, withFloatValues(tensor, values));
     }
@@ -143,6 +146,7 @@ async function solve(
   graph: Graph,
   layer: PrunableLayer,
   gram: LayerGram,
+  bits: number,
   options: CompressEnvironment,
 ): Promise<{ graph: Graph; encoding: WeightEncoding; report: LayerReport }> {
   const { outFeatures: rows, inFeaturesPerGroup: cols } = layer;
@@ -156,7 +160,7 @@ async function solve(
     gram,
     damping: options.damping,
     centered,
-    quantizer: { bits: 8 },
+    quantizer: { bits },
     gemm: options.engine.gemm,
     signal: options.signal,
   });
@@ -191,7 +195,7 @@ function scaleAxis(node: Node): number {
   return node.opType === "Gemm" && intAttribute(node, "transB", 0) !== 0 ? 0 : 1;
 }
 
-function roundToNearest(W: Float32Array, dims: readonly number[], axis: number) {
+function roundToNearest(W: Float32Array, dims: readonly number[], axis: number, bits: number) {
   const rows = dims[axis]!;
   const cols = W.length / rows;
   const inner = dims.slice(axis + 1).reduce((product, dim) => product * dim, 1);
@@ -201,7 +205,7 @@ function roundToNearest(W: Float32Array, dims: readonly number[], axis: number) 
   W.forEach((w, at) => {
     byRow[rowOf(at) * cols + filled[rowOf(at)]!++] = w;
   });
-  const quantizer = fitQuantizer(byRow, rows, cols, { bits: 8 });
+  const quantizer = fitQuantizer(byRow, rows, cols, { bits });
   const codes = Int8Array.from(W, (w, at) => encode(quantizer, rowOf(at), w));
   const values = Float32Array.from(codes, (code, at) => decode(quantizer, rowOf(at), code));
   return { encoding: { values: codes, scales: quantizer.scale, axis }, values };
