@@ -286,7 +286,7 @@ const fineTune = section(
     ),
     trainMemoryMb: v.optional(
       whole(64, 1_000_000, "Megabytes of activations and gradients; smaller batches fit in less."),
-      600,
+      400,
     ),
     lessonDiskMb: v.optional(
       whole(
