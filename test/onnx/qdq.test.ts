@@ -19,8 +19,9 @@ import { randomInput, randomValues, runGraph } from "./run-graph.helpers.ts";
 const X: ActivationEncoding = { type: "uint8", scale: Math.fround(2 / 255), zeroPoint: 128 };
 const Y: ActivationEncoding = { type: "uint8", scale: Math.fround(6 / 255), zeroPoint: 0 };
 const BIAS = [0.1, -0.2, 0.3, 0];
-const CODES = Int8Array.from(randomValues(4 * 3 * 9, 1), (w) => Math.round(w * 127));
-const SCALES = Float32Array.of(0.01, 0.02, 0.005, 0.01);
+/** Of 7 bits, since not every processor that runs these tests adds two products of 8 exactly. */
+const CODES = Int8Array.from(randomValues(4 * 3 * 9, 1), (w) => Math.round(w * 63));
+const SCALES = Float32Array.of(0.02, 0.04, 0.01, 0.02);
 const CONV = buildModel({
   inputs: [floatValue("x", ["N", 3, 8, 8])],
   outputs: [floatValue("z", ["N", 4, 6, 6])],
@@ -220,9 +221,9 @@ test("qdq: shared weights, values read by integers and floats, and outputs keep 
   };
   const encode = (name: string, axis: number) => {
     const { dims, data } = BLOCK.initializers.get(name)!;
-    const scales = new Float32Array(dims[axis]!).fill(1 / 127);
+    const scales = new Float32Array(dims[axis]!).fill(1 / 63);
     return {
-      values: Int8Array.from(data as Float32Array, (w) => Math.round(w * 127)),
+      values: Int8Array.from(data as Float32Array, (w) => Math.round(w * 63)),
       scales,
       axis,
     };
