@@ -169,7 +169,8 @@ async function searchFor(aim: Parameters<typeof frontLimit>[0], maxPlans = 2) {
     table: await LatencyTable.open(null, thisMachine(CONFIG), LOG),
     parameters,
     restParameters: 0,
-    maxSeconds: 2,
+    // Enough for the slowest processor: what is found must not depend on it.
+    maxSeconds: 30,
     maxPlans,
     seed: 1,
     onProgress: () => undefined,
