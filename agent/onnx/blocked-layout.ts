@@ -64,9 +64,13 @@ interface Blocked {
   readonly dims: readonly [number, number, number, number];
 }
 
-/** Operators of one value, element by element, whose further inputs are single numbers. */
+/**
+ * Operators of one value, element by element, whose further inputs are single numbers. At 0, which
+ * stands in the channels that fill blocks up, they and their slopes must be finite: a weight of 0 does
+ * not hold back what is not.
+ */
 const UNARY = new Set(
-  "Relu LeakyRelu Elu Sigmoid HardSigmoid HardSwish Tanh Softplus Erf Gelu Clip Neg Abs Sqrt Exp Identity".split(
+  "Relu LeakyRelu Elu Sigmoid HardSigmoid HardSwish Tanh Softplus Erf Gelu Clip Neg Abs Exp Identity".split(
     " ",
   ),
 );
@@ -227,6 +231,7 @@ class LayoutChange {
       return channelwise && (spread[0] === 1 || spread[0] === pictures) ? "channels" : "other";
     });
     if (kinds.includes("other")) return false;
+    if (qualifiedName(each) === "Div" && kinds[1] !== "number") return false;
     if (qualifiedName(each) === "Mul" && kinds.includes("map") && kinds.includes("channels")) {
       const [map, factors] = kinds[0] === "map" ? each.inputs : [...each.inputs].reverse();
       const name = this.#scaled(this.#inBlocks(map!), this.#perChannel(factors!), factors!);
