@@ -60,7 +60,7 @@ export interface TrainingStep {
   freeze(pictures: TensorValue): Promise<TensorValue>;
   /**
    * @param weights one array a parameter, in their order.
-   * @returns the loss and the gradient of each parameter, in their order.
+   * @returns the loss and the gradient of each parameter, in their order; the caller's own.
    */
   run(
     weights: readonly Float32Array[],
@@ -146,9 +146,16 @@ export async function openTrainingStep(options: TrainingStepOptions): Promise<Tr
         feeds[name] = { data: weights[i]!, dims };
       });
       const results = await session.run(feeds);
+      const given = new Set<Float32Array>();
       return {
         loss: Number(results[taught.loss]!.data[0]),
-        gradients: names.map((name) => results[gradients.get(name)!]!.data as Float32Array),
+        gradients: names.map((name) => {
+          const data = results[gradients.get(name)!]!.data as Float32Array;
+          // Two summands have one gradient, but the caller adds to each.
+          if (given.has(data)) return data.slice();
+          given.add(data);
+          return data;
+        }),
       };
     },
     release: async () => {
