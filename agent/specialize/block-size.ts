@@ -17,13 +17,14 @@ const CHANNELS = 128;
  *
  * @returns null where the engine does not run on the CPU provider, or ONNX Runtime does not use such
  *   a layout there, as in most builds for ARM; the plain one always works.
+ * @throws {AgentError} INFERENCE_FAILED where an operator of the layout was taken and does not run.
  */
 export async function findBlockSize(engine: Engine): Promise<number | null> {
   try {
     return (await usesBlocks(engine)) ? await measureBlock(engine) : null;
   } catch (error) {
-    // Each provider's reason is in the log of the engine.
-    if (error instanceof AgentError) return null;
+    // Refused when it was opened: each provider's reason is in the log of the engine.
+    if (error instanceof AgentError && error.code === "MODEL_INVALID") return null;
     throw error;
   }
 }
@@ -40,12 +41,16 @@ async function usesBlocks(engine: Engine): Promise<boolean> {
     outputs: [floatValue("y", dims)],
     initializers: { w: floatTensor([CHANNELS, 1, 3, 3], new Float32Array(9 * CHANNELS)) },
   });
+  // First without writing the graph, which a provider that compiles its nodes cannot, so that the
+  // engine would pass on to the CPU.
+  const plain = await engine.open(convolution);
+  await plain.release();
+  if (plain.provider !== "cpu") return false;
   const folder = await mkdtemp(join(tmpdir(), "taco-layout-"));
   try {
     const optimizedModelPath = join(folder, "optimized.onnx");
     const session = await engine.open(convolution, { optimizedModelPath });
     await session.release();
-    if (session.provider !== "cpu") return false;
     const { nodes } = readGraph(await readFile(optimizedModelPath));
     return nodes.some((each) => qualifiedName(each) === BLOCKED_CONV);
   } finally {
