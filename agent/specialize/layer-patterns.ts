@@ -31,6 +31,15 @@ export function uniformPattern(
 /** Why a layer is better left dense where nobody asks for it by name; null where it is not. */
 export function reasonToLeave(graph: Graph, layer: PrunableLayer): string | null {
   if (layer.inputName === graph.inputs[0]!.name) return "it reads the picture";
+  return reasonNotToTry(layer);
+}
+
+/**
+ * Why a layer is left dense even where each is measured by itself: there, one that reads the
+ * picture has its turn, since the patches of a vision transformer are an eighth of the weights of a
+ * network that has a fifth left. Null where there is no reason.
+ */
+export function reasonNotToTry(layer: PrunableLayer): string | null {
   if (layer.sharedWith.length > 0) return `its weights serve ${layer.sharedWith.join(", ")} too`;
   const area = layer.kernel.reduce((product, size) => product * size, 1);
   if (layer.groups > 1 && layer.inFeaturesPerGroup === area) return "it is depthwise";

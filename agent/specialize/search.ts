@@ -4,6 +4,7 @@ import { formatPattern } from "../method.ts";
 import type { ChannelGroup } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { keepUnits } from "../onnx/keep-units.ts";
+import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import {
   type Coarse,
   coarseSettings,
@@ -14,6 +15,8 @@ import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import type { Refusal } from "./environment.ts";
 import { frontLimit } from "./front.ts";
 import { type GroupTable, type GroupTables, measureGroups, stitch } from "./group-tables.ts";
+import { reasonNotToTry } from "./layer-patterns.ts";
+import { weighLevers } from "./lever-weights.ts";
 import { widthOf } from "./pipeline.ts";
 import {
   exploreSpace,
@@ -49,8 +52,15 @@ export interface SearchResult {
 
 /** Shares of a group's units that are tried. */
 const WIDTHS = [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125];
-/** Shares of zeros that are tried. */
-const SPARSITIES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+/** Shares of a layer's weights that are tried to be left, each 1/√2 of the one before. */
+const DENSITIES = Array.from({ length: 11 }, (_, level) => 2 ** (-(level + 1) / 2));
+/** Where it is known how much is to be left on the whole, a layer's share is within this factor. */
+const NEAR_DENSITY = 3;
+/** Levels that are tried where it is not known: each costs a pass of solving. */
+const WITHOUT_LIMIT = 8;
+/** Share that is left where that is not known, about. */
+const USUAL_DENSITY = 0.25;
+const USUAL_WIDTH = 0.5;
 /** From one target to the next, where the aim is the least cost. */
 const TARGET_STEP = 0.8;
 const EVALUATIONS = 40;
@@ -241,17 +251,21 @@ class Search {
     const { graph } = setting;
     const tables = await this.#groupTables(setting);
     const counts = tables.groups.map(({ group }) => widthsOf(group));
-    const levers = await widthLevers(tables.groups, counts, setting);
+    const { levers, fixedCost } = await widthLevers(tables.groups, counts, setting);
     const keepOf = (choice: readonly number[]) =>
       new Map(
         choice.flatMap((level, i) =>
           level === 0 ? [] : [[tables.groups[i]!.group.id, counts[i]![level]!] as const],
         ),
       );
+    const build = (choice: readonly number[]) => stitch(graph, tables, keepOf(choice));
+    const { environment } = tables;
+    const weighing = { build, origin: graph, share: USUAL_WIDTH, environment };
     return {
-      ...levers,
+      levers: await weighLevers(levers, weighing),
+      fixedCost,
       timed: this.#timed,
-      build: (choice) => stitch(graph, tables, keepOf(choice)),
+      build,
       costOf: async (other) => (await setting.costOf([other]))[0]!,
       judge: (other) => this.#judge(other, setting),
       planOf: (choice) => ({
@@ -281,10 +295,25 @@ class Search {
     return tables;
   }
 
+  /** Share of the prunable weights that a limit on non-zero ones leaves; null where none is stated. */
+  #wantedDensity({ graph, cost }: Coarse): number | null {
+    const limit = this.#limit;
+    if (this.#measure !== "nonzero" || !("maxCost" in limit)) return null;
+    const prunable = findPrunableLayers(graph)
+      .filter((layer) => reasonNotToTry(layer) === null)
+      .reduce((sum, { weightName }) => sum + graph.initializers.get(weightName)!.data.length, 0);
+    const left = 1 - (cost - limit.maxCost) / Math.max(1, prunable);
+    return Math.min(DENSITIES[0]!, Math.max(DENSITIES.at(-1)!, left));
+  }
+
   async #zerosSpace(setting: Coarse): Promise<SearchSpace> {
     const { graph } = setting;
     const environment = await this.#options.environmentAt(null);
-    const levels = SPARSITIES.map((sparsity) => ({ kind: "unstructured" as const, sparsity }));
+    const wanted = this.#wantedDensity(setting);
+    const levels = densitiesFor(wanted).map((density) => ({
+      kind: "unstructured" as const,
+      sparsity: Math.round(1000 * (1 - density)) / 1000,
+    }));
     this.#sparsity ??= await measureSparsity(graph, { ...environment, levels });
     const tables = this.#sparsity;
     this.#refused.push(...tables.refused);
@@ -301,11 +330,14 @@ class Search {
       choice.flatMap((level, i) =>
         level === 0 ? [] : [[tables.layers[i]!.name, level - 1] as const],
       );
+    const build = (choice: readonly number[]) =>
+      stitchSparsity(graph, tables, new Map(levelsOf(choice)));
+    const share = wanted ?? USUAL_DENSITY;
     return {
-      levers,
+      levers: await weighLevers(levers, { build, origin: graph, share, environment }),
       timed: false,
       fixedCost: setting.cost - levers.reduce((sum, lever) => sum + lever.levels[0]!.cost, 0),
-      build: (choice) => stitchSparsity(graph, tables, new Map(levelsOf(choice))),
+      build,
       costOf: async (other) => (await setting.costOf([other]))[0]!,
       judge: (other) => this.#judge(other, setting),
       planOf: (choice): CompressionPlan => ({
@@ -316,6 +348,12 @@ class Search {
       }),
     };
   }
+}
+
+/** The shares of a layer's weights to try, descending. @param wanted see `NEAR_DENSITY`. */
+function densitiesFor(wanted: number | null): number[] {
+  if (wanted === null) return DENSITIES.slice(0, WITHOUT_LIMIT);
+  return DENSITIES.filter((d) => d <= wanted * NEAR_DENSITY && d >= wanted / NEAR_DENSITY);
 }
 
 /** Bytes of a float layer with some weights left, stored as is shorter. */

@@ -15,7 +15,7 @@ import { ActivationStore } from "./activation-store.ts";
 import { advance, type Border, borderSizes } from "./border.ts";
 import type { CompressEnvironment, Refusal } from "./environment.ts";
 import { collectGrams } from "./layer-grams.ts";
-import { reasonToLeave } from "./layer-patterns.ts";
+import { reasonNotToTry } from "./layer-patterns.ts";
 import { cutSegments, joinSegments } from "./segments.ts";
 
 /** Most doubles of second moments that are summed up in one run. */
@@ -73,7 +73,7 @@ export async function measureSparsity(
 ): Promise<SparsityTables> {
   const refused: Refusal[] = [];
   const layers = findPrunableLayers(dense).filter((layer) => {
-    const reason = reasonToLeave(dense, layer);
+    const reason = reasonNotToTry(layer);
     if (reason !== null) refused.push({ name: layer.name, reason });
     return reason === null;
   });
