@@ -12,6 +12,7 @@ import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./en
 import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
 import { narrowNetwork } from "./narrow-network.ts";
 import { quantizeNetwork } from "./quantize-network.ts";
+import { fitKeptWeights } from "./refit-network.ts";
 import { simplifies, simplifyNetwork } from "./simplify-network.ts";
 import { storeWeights } from "./weight-only.ts";
 
@@ -73,6 +74,7 @@ export async function applyPlan(
     pass(await storeWeights(graph, { ...environment, bits, patterns, ...blockSize }));
   } else if (patterns.size > 0) {
     const left: LayerPattern = { kind: "dense", reason: "the plan leaves it" };
+    const before = graph;
     pass(
       await compressNetwork(graph, {
         ...environment,
@@ -80,6 +82,7 @@ export async function applyPlan(
         patternOf: ({ name }) => patterns.get(name) ?? left,
       }),
     );
+    pass(await fitKeptWeights(before, graph, environment));
   }
   if (plan.int8) pass(await quantizeNetwork(graph, environment));
   return { graph, reports, refused };

@@ -1,7 +1,15 @@
-import { affineBias, affineRefit } from "../compress/affine-refit.ts";
+import {
+  type AffineRefit,
+  type AffineRefitProblem,
+  affineBias,
+  affineRefit,
+} from "../compress/affine-refit.ts";
+import { dampHessian } from "../compress/damping.ts";
 import { centeredHessian } from "../compress/hessian.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
+import { refit } from "../compress/refit.ts";
 import { foldAffine, statisticsCorrection } from "../compress/statistics-correction.ts";
+import { multiplyPrepared, prepareOperand } from "../math/gemm.ts";
 import { findBorders } from "../onnx/borders.ts";
 import { node } from "../onnx/builder.ts";
 import type { Graph, Node } from "../onnx/graph.ts";
@@ -19,6 +27,7 @@ import { int64Tensor, type Tensor } from "../onnx/tensor.ts";
 import type { TensorValue } from "../runtime/session.ts";
 import {
   advance,
+  allBatches,
   type Border,
   borderSizes,
   measureShapes,
@@ -26,7 +35,7 @@ import {
   readBorder,
   sweep,
 } from "./border.ts";
-import type { CompressEnvironment } from "./environment.ts";
+import type { Calibration, CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
 import { type FitStatistics, type FitTarget, tapTargets } from "./fit-statistics.ts";
 import { type LayerPlaces, takesBias } from "./group-tables.ts";
 import {
@@ -37,6 +46,7 @@ import {
   positionsOf,
   wantedRows,
 } from "./layer-grams.ts";
+import { compareOutputs, outputsOf } from "./output-difference.ts";
 import { cutSegments, type Segment } from "./segments.ts";
 
 /** Which layers {@link refitNetwork} fits, and how. */
@@ -52,6 +62,8 @@ export interface RefitOptions extends CompressEnvironment {
   readonly stream: boolean;
   /** Whether outputs get the spread of their aims afterwards; least squares make it smaller. */
   readonly correct: boolean;
+  /** Whether weights that are zero stay zero: least squares on the mask, row by row. */
+  readonly zeros?: boolean;
 }
 
 /** A network whose layers were fitted anew. */
@@ -133,6 +145,63 @@ export function fitWhole(
     stream: true,
     correct: false,
   });
+}
+
+/** One batch in so many is kept back to judge by, where there are as many; else the last one. */
+const JUDGED = 8;
+
+/**
+ * Fits the weights that pruning has left to what the network before it has at the same places; zeros
+ * stay zero. A pass of pruning keeps each layer's answer to the inputs that it gets, so that errors
+ * add up on the way; here each layer makes up for those before it, and the last one of a residual
+ * branch for those of the stream. With few pictures that is learned by heart: pictures that were
+ * kept back decide whether it stays.
+ *
+ * @returns the pruned network itself, and no reports, where it is not better there or there is but
+ *   one batch.
+ * @throws {RangeError} if the dense network has subgraphs.
+ */
+export async function fitKeptWeights(
+  dense: Graph,
+  pruned: Graph,
+  environment: CompressEnvironment,
+): Promise<PassResult> {
+  const { calibration, engine, signal } = environment;
+  const isJudge = (batch: number) =>
+    calibration.batches < JUDGED
+      ? batch === calibration.batches - 1
+      : batch % JUDGED === JUDGED - 1;
+  const all = allBatches(calibration);
+  const learned = all.filter((batch) => !isJudge(batch));
+  if (learned.length === 0) return { graph: pruned, reports: [], refused: [] };
+  const { graph, losses } = await refitNetwork(dense, pruned, {
+    ...environment,
+    calibration: someOf(calibration, learned),
+    places: new Map(),
+    include: () => true,
+    stream: true,
+    correct: false,
+    zeros: true,
+  });
+  const judges = someOf(calibration, all.filter(isJudge));
+  const wanted = await outputsOf(dense, judges, engine, signal);
+  const errorOf = async (other: Graph): Promise<number> =>
+    compareOutputs(wanted, await outputsOf(other, judges, engine, signal)).relativeError;
+  const [before, after] = [await errorOf(pruned), await errorOf(graph)];
+  if (!(after < before)) return { graph: pruned, reports: [], refused: [] };
+  const reports = findPrunableLayers(graph).flatMap((layer): LayerReport[] => {
+    const relativeLoss = losses.get(layer.name);
+    if (relativeLoss === undefined) return [];
+    const weights = readWeightMatrix(graph, layer);
+    const zeros = weights.reduce((count, w) => count + (w === 0 ? 1 : 0), 0);
+    const sparsity = zeros / Math.max(1, weights.length);
+    return [{ name: layer.name, method: "refitted", sparsity, relativeLoss }];
+  });
+  return { graph, reports, refused: [] };
+}
+
+function someOf(calibration: Calibration, batches: readonly number[]): Calibration {
+  return { batches: batches.length, read: (batch) => calibration.read(batches[batch]!) };
 }
 
 function layersToFit(dense: Graph, changed: Graph, options: RefitOptions): PrunableLayer[] {
@@ -337,18 +406,41 @@ async function fitGroups(
     if (withBias) {
       for (let i = 0; i < aim.length; i++) aim[i]! -= 2 * y[Math.floor(i / cols)]! * x[i % cols]!;
     }
-    const fitted = await affineRefit({
-      aim,
-      start: part(start, rows * cols),
-      rows,
-      cols,
-      gram: withBias ? centeredHessian(H, x) : H,
-      damping: options.damping,
-      gemm,
-    });
-    weights.set(fitted.weights, g * rows * cols);
-    explained += fitted.explained;
-    if (withBias) part(bias, rows).set(affineBias(y, fitted.weights, x));
+    const gram = withBias ? centeredHessian(H, x) : H;
+    const before = part(start, rows * cols);
+    const fit = { aim, start: before, rows, cols, gram, damping: options.damping, gemm };
+    const fitted = await affineRefit(fit);
+    const ours = options.zeros
+      ? await fitKept(fit, fitted, options.signal)
+      : { weights: fitted.weights, explained: fitted.explained };
+    weights.set(ours.weights, g * rows * cols);
+    explained += ours.explained;
+    if (withBias) part(bias, rows).set(affineBias(y, ours.weights, x));
   }
   return { weights, bias, explained };
+}
+
+/**
+ * The least squares of {@link affineRefit} over the weights that are not zero: V, the minimum over
+ * all of them, makes the loss ½(w − V)(H′ + λI)(w − V)ᵀ and a constant, of which {@link refit}
+ * finds the minimum on the mask.
+ */
+async function fitKept(
+  { aim, start, rows, cols, gram, gemm }: AffineRefitProblem,
+  { weights: target, damping }: AffineRefit,
+  signal: AbortSignal,
+): Promise<{ weights: Float64Array; explained: number }> {
+  const weights = start.slice();
+  const kept = Uint8Array.from(start, (w) => (w === 0 ? 0 : 1));
+  const H = dampHessian(gram, cols, damping).damped;
+  await refit({ target, weights, kept, rows, cols, H, gemm, signal });
+  const reached = await multiplyPrepared(
+    weights,
+    rows,
+    prepareOperand(gram, cols, cols, rows, gemm),
+    gemm,
+  );
+  let explained = 0;
+  for (let i = 0; i < weights.length; i++) explained += weights[i]! * (aim[i]! - 0.5 * reached[i]!);
+  return { weights, explained };
 }

@@ -8,8 +8,9 @@ import type { Graph } from "../../agent/onnx/graph.ts";
 import { replaceInitializer } from "../../agent/onnx/initializers.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
-import type { Calibration, CompressEnvironment } from "../../agent/specialize/environment.ts";
+import type { Calibration } from "../../agent/specialize/environment.ts";
 import { weighLevers } from "../../agent/specialize/lever-weights.ts";
+import { environmentOf } from "./environment.helpers.ts";
 
 const WIDTH = 6;
 const PICTURES = 16;
@@ -83,18 +84,6 @@ const calibration: Calibration = {
   },
 };
 
-function environment(): CompressEnvironment {
-  return {
-    engine,
-    calibration,
-    workDir: "",
-    memoryBytes: 0,
-    damping: 0.01,
-    onProgress: () => undefined,
-    signal: new AbortController().signal,
-  };
-}
-
 /** ‖what a share of one branch adds‖² / ‖y‖² over the first 16 pictures, by plain loops. */
 function relativeEnergy(branch: number, share: number): number {
   let own = 0;
@@ -121,7 +110,12 @@ test("lever weights: losses become the error at the output, each lever moved by 
     [0.1, 2],
   ] as const) {
     const origin = network();
-    const weighed = await weighLevers(LEVERS, { build, origin, share, environment: environment() });
+    const weighed = await weighLevers(LEVERS, {
+      build,
+      origin,
+      share,
+      environment: environmentOf(engine, "", calibration),
+    });
     weighed.forEach((lever, branch) => {
       const error = relativeEnergy(branch, 1 - SHARES[level]!);
       const factor = error / LEVERS[branch]!.levels[level]!.loss;
@@ -142,7 +136,11 @@ test("lever weights: what loses nothing is not run, and what is ruined still has
     levels: lever.levels.map((level) => ({ ...level, loss: 0 })),
   }));
   const never = () => Promise.reject(new Error("built for nothing"));
-  const options = { origin: network(), share: 0.5, environment: environment() };
+  const options = {
+    origin: network(),
+    share: 0.5,
+    environment: environmentOf(engine, "", calibration),
+  };
   assert.deepEqual(await weighLevers(harmless, { ...options, build: never }), harmless);
   const ruined = (choice: readonly number[]) => {
     const graph = network();
