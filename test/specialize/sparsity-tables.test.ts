@@ -12,6 +12,7 @@ import { findPrunableLayers, readWeightMatrix } from "../../agent/onnx/prunable-
 import { floatTensor } from "../../agent/onnx/tensor.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { CompressEnvironment } from "../../agent/specialize/environment.ts";
+import { uniformPattern } from "../../agent/specialize/layer-patterns.ts";
 import { measureSparsity, stitchSparsity } from "../../agent/specialize/sparsity-tables.ts";
 
 const LEVELS: readonly Pattern[] = [0.3, 0.5, 0.8].map((sparsity) => ({
@@ -113,6 +114,31 @@ test("sparsity tables: more zeros cost more, and every layer is in the table or 
     await tables.dispose();
   }
   assert.deepEqual(readdirSync(workDir), [], "no file is left behind");
+});
+
+test("sparsity tables: patches of a picture take part, which no uniform share of zeros touches", async () => {
+  const { normal } = createRandom(6);
+  const values = (count: number) => Array.from({ length: count }, () => normal());
+  const dense = buildModel({
+    inputs: [floatValue("x", ["N", 3, 10, 10])],
+    outputs: [floatValue("y", ["N", 8])],
+    nodes: [
+      node("Conv", ["x", "patches"], ["p"], { strides: [5, 5] }),
+      node("GlobalAveragePool", ["p"], ["pooled"]),
+      node("Flatten", ["pooled"], ["y"], { axis: 1 }),
+    ],
+    initializers: { patches: floatTensor([8, 3, 5, 5], values(8 * 75)) },
+  });
+  const tables = await measureSparsity(dense, { ...environment(0), levels: LEVELS });
+  await tables.dispose();
+  assert.deepEqual(tables.refused, []);
+  assert.deepEqual(
+    tables.layers.map(({ name, weights }) => [name, weights]),
+    [["p", 600]],
+  );
+  const [layer] = findPrunableLayers(dense);
+  const pattern = uniformPattern(dense, { kind: "unstructured", sparsity: 0.5 });
+  assert.deepEqual(pattern(layer!), { kind: "dense", reason: "it reads the picture" });
 });
 
 test("sparsity tables: stitching puts the solved weights in place and leaves the rest", async () => {
