@@ -1,6 +1,7 @@
 import { type Gemm, multiplyPrepared, prepareOperand } from "../math/gemm.ts";
 import { checkLength, transposed } from "../math/products.ts";
 import { factorHessian } from "./damping.ts";
+import { refit } from "./refit.ts";
 
 /** A layer that is to come close to given outputs on the inputs that it gets. */
 export interface AffineRefitProblem {
@@ -15,7 +16,10 @@ export interface AffineRefitProblem {
   readonly gram: Float64Array;
   /** λ as a share of the mean diagonal of H′ over live inputs. */
   readonly damping: number;
+  /** 1 where a weight may be other than that of S, `rows × cols`; all by default. S is 0 elsewhere. */
+  readonly kept?: Uint8Array | undefined;
   readonly gemm?: Gemm | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** What {@link affineRefit} found. */
@@ -41,20 +45,29 @@ export interface AffineRefit {
  * means taken off T and H′ the bias follows by {@link affineBias}, as in CORP (arXiv:2602.05243).
  * Inputs that never change keep the weights of S: they belong to the bias.
  *
+ * With `kept`, the minimum over the weights that are kept: Ŵ above, the minimum over all of them,
+ * makes the loss ½(w − Ŵ)(H′ + λI)(w − Ŵ)ᵀ and a constant, which {@link refit} makes least on a mask.
+ *
  * @throws {RangeError} if a size does not fit or H′ is not positive semidefinite.
+ * @throws the signal's reason, when aborted.
  */
 export async function affineRefit(problem: AffineRefitProblem): Promise<AffineRefit> {
-  const { aim, start, rows, cols, gram, damping, gemm } = problem;
+  const { aim, start, rows, cols, gram, damping, kept, gemm, signal } = problem;
   checkLength("aim", aim, rows * cols);
   checkLength("start", start, rows * cols);
-  const { U, dead, damping: used } = await factorHessian(gram, cols, damping, gemm);
+  const { damped, U, dead, damping: used } = await factorHessian(gram, cols, damping, gemm);
   const times = (left: Float64Array, rightTransposed: Float64Array) =>
     multiplyPrepared(left, rows, prepareOperand(rightTransposed, cols, cols, rows, gemm), gemm);
   const own = await times(start, gram);
   const residual = aim.map((value, i) => (dead[i % cols] ? 0 : value - own[i]!));
   const half = await times(residual, U);
   const change = await times(half, transposed(U, cols, cols));
-  const weights = start.map((s, i) => (dead[i % cols] ? s : s + change[i]!));
+  let weights = start.map((s, i) => (dead[i % cols] ? s : s + change[i]!));
+  if (kept !== undefined) {
+    const target = weights;
+    weights = start.slice();
+    await refit({ target, weights, kept, rows, cols, H: damped, gemm, signal });
+  }
   const live = weights.map((w, i) => (dead[i % cols] ? 0 : w));
   const reached = await times(live, gram);
   let explained = 0;

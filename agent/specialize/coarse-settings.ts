@@ -7,8 +7,12 @@ import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
 import type { LatencyTable } from "../runtime/latency-table.ts";
 import { swapForIntegers } from "./activation-swap.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
-import type { CompressEnvironment, PassResult, Refusal } from "./environment.ts";
-import { firstBatches } from "./float-fallback.ts";
+import {
+  type CompressEnvironment,
+  firstBatches,
+  type PassResult,
+  type Refusal,
+} from "./environment.ts";
 import { compareLatency } from "./graph-latency.ts";
 import { integerForm } from "./integer-form.ts";
 import {

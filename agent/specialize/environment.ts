@@ -8,6 +8,17 @@ export interface Calibration {
   read(batch: number): Promise<TensorValue>;
 }
 
+/** A calibration set cut off after some batches. */
+export function firstBatches(calibration: Calibration, most: number): Calibration {
+  const batches = Math.min(most, calibration.batches);
+  return { batches, read: (batch) => calibration.read(batch) };
+}
+
+/** Some batches of a calibration set, in the order given. */
+export function someBatches(calibration: Calibration, batches: readonly number[]): Calibration {
+  return { batches: batches.length, read: (batch) => calibration.read(batches[batch]!) };
+}
+
 /** One thing that was done to one layer; a layer to which several were done has several. */
 export interface LayerReport {
   readonly name: string;

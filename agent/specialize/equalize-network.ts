@@ -9,8 +9,7 @@ import {
 } from "../onnx/qdq-equalize.ts";
 import { withChannelRanges } from "../onnx/qdq-ranges.ts";
 import { floats, pictureBorder, sweep } from "./border.ts";
-import type { CompressEnvironment } from "./environment.ts";
-import { firstBatches } from "./float-fallback.ts";
+import { type CompressEnvironment, firstBatches } from "./environment.ts";
 
 /** Batches that the ranges of channels are taken from. */
 const BATCHES = 8;

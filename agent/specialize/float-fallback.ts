@@ -5,7 +5,7 @@ import { extractSubgraph } from "../onnx/subgraph.ts";
 import { measureByTurns, summarizeLatency } from "../runtime/latency.ts";
 import { measureShapes } from "./border.ts";
 import type { Engine, EngineSession } from "./engine.ts";
-import type { Calibration, CompressEnvironment } from "./environment.ts";
+import { type CompressEnvironment, firstBatches } from "./environment.ts";
 import { compareOutputs, type NetworkOutputs, outputsOf } from "./output-difference.ts";
 
 /** A network that can be written with some of its nodes in float. */
@@ -90,12 +90,6 @@ export async function chooseFloat(
     if (error <= largestError) break;
   }
   return { left, error };
-}
-
-/** A calibration set cut off after some batches. */
-export function firstBatches(calibration: Calibration, most: number): Calibration {
-  const batches = Math.min(most, calibration.batches);
-  return { batches, read: (batch) => calibration.read(batch) };
 }
 
 /**

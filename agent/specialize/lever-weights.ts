@@ -1,7 +1,6 @@
 import type { Lever } from "../compress/budget.ts";
 import type { Graph } from "../onnx/graph.ts";
-import type { CompressEnvironment } from "./environment.ts";
-import { firstBatches } from "./float-fallback.ts";
+import { type CompressEnvironment, firstBatches } from "./environment.ts";
 import { compareOutputs, outputsOf } from "./output-difference.ts";
 import type { SearchSpace } from "./search-space.ts";
 
@@ -18,32 +17,41 @@ export interface WeighOptions extends Pick<SearchSpace, "build"> {
 }
 
 /**
- * Levers with losses that can be added. A table knows a layer's own relative error; what that does
+ * Factors on the losses of levers, after which they can be added. A table knows a layer's own relative error; what that does
  * to the network's output is another matter, which differs between the layers of one vision
  * transformer by a factor of a hundred. So each lever is moved by itself to the level whose cost is
  * nearest to `share`, and the relative squared error that this makes at the output, over the loss
- * in the table, becomes the factor on all of its losses.
+ * in the table, is the factor on all of its losses.
+ *
+ * @returns one factor a lever, in their order, at least 0.
  */
 export async function weighLevers(
   levers: readonly Lever[],
   { build, origin, share, environment }: WeighOptions,
-): Promise<Lever[]> {
+): Promise<number[]> {
   const { engine, signal } = environment;
   const size = (await environment.calibration.read(0)).dims[0]!;
   const pictures = firstBatches(environment.calibration, Math.ceil(PICTURES / size));
   const wanted = await outputsOf(origin, pictures, engine, signal);
-  const weighed: Lever[] = [];
+  const weights: number[] = [];
   for (const [at, lever] of levers.entries()) {
     const level = levelNear(lever, share);
     const { loss } = lever.levels[level]!;
     const choice = levers.map((_, other) => (other === at ? level : 0));
     // A level that loses nothing by the table is one that changes nothing.
-    const factor =
-      loss > 0 ? (await errorOf(await build(choice), wanted, pictures, environment)) / loss : 1;
-    const levels = lever.levels.map((each) => ({ ...each, loss: factor * each.loss }));
-    weighed.push({ ...lever, levels });
+    weights.push(
+      loss > 0 ? (await errorOf(await build(choice), wanted, pictures, environment)) / loss : 1,
+    );
   }
-  return weighed;
+  return weights;
+}
+
+/** Levers whose losses are multiplied by a weight each, see {@link weighLevers}. */
+export function withWeights(levers: readonly Lever[], weights: readonly number[]): Lever[] {
+  return levers.map((lever, i) => ({
+    ...lever,
+    levels: lever.levels.map((level) => ({ ...level, loss: weights[i]! * level.loss })),
+  }));
 }
 
 /** The level, other than the first, that leaves about a share of the first one's cost. */

@@ -4,9 +4,14 @@ import type { Graph } from "../onnx/graph.ts";
 import { QDQ_OPSET, quantizeGraph } from "../onnx/qdq.ts";
 import { absorbClipping, encodedValues, gateOffsets, integerNodes } from "../onnx/qdq-nodes.ts";
 import { type EncodingType, encodeActivations } from "./activation-encodings.ts";
-import type { CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
+import {
+  type CompressEnvironment,
+  firstBatches,
+  type LayerReport,
+  type PassResult,
+} from "./environment.ts";
 import { equalizeNetwork } from "./equalize-network.ts";
-import { chooseFloat, firstBatches } from "./float-fallback.ts";
+import { chooseFloat } from "./float-fallback.ts";
 import { integerWeightBits } from "./integer-bits.ts";
 import { compareOutputs, outputsOf } from "./output-difference.ts";
 import { type QuantizedWeights, quantizeWeights, roundAllWeights } from "./quantize-weights.ts";

@@ -1,15 +1,7 @@
-import {
-  type AffineRefit,
-  type AffineRefitProblem,
-  affineBias,
-  affineRefit,
-} from "../compress/affine-refit.ts";
-import { dampHessian } from "../compress/damping.ts";
+import { affineBias, affineRefit } from "../compress/affine-refit.ts";
 import { centeredHessian } from "../compress/hessian.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
-import { refit } from "../compress/refit.ts";
 import { foldAffine, statisticsCorrection } from "../compress/statistics-correction.ts";
-import { multiplyPrepared, prepareOperand } from "../math/gemm.ts";
 import { findBorders } from "../onnx/borders.ts";
 import { node } from "../onnx/builder.ts";
 import type { Graph, Node } from "../onnx/graph.ts";
@@ -35,7 +27,12 @@ import {
   readBorder,
   sweep,
 } from "./border.ts";
-import type { Calibration, CompressEnvironment, LayerReport, PassResult } from "./environment.ts";
+import {
+  type CompressEnvironment,
+  type LayerReport,
+  type PassResult,
+  someBatches,
+} from "./environment.ts";
 import { type FitStatistics, type FitTarget, tapTargets } from "./fit-statistics.ts";
 import { type LayerPlaces, takesBias } from "./group-tables.ts";
 import {
@@ -176,14 +173,14 @@ export async function fitKeptWeights(
   if (learned.length === 0) return { graph: pruned, reports: [], refused: [] };
   const { graph, losses } = await refitNetwork(dense, pruned, {
     ...environment,
-    calibration: someOf(calibration, learned),
+    calibration: someBatches(calibration, learned),
     places: new Map(),
     include: () => true,
     stream: true,
     correct: false,
     zeros: true,
   });
-  const judges = someOf(calibration, all.filter(isJudge));
+  const judges = someBatches(calibration, all.filter(isJudge));
   const wanted = await outputsOf(dense, judges, engine, signal);
   const errorOf = async (other: Graph): Promise<number> =>
     compareOutputs(wanted, await outputsOf(other, judges, engine, signal)).relativeError;
@@ -198,10 +195,6 @@ export async function fitKeptWeights(
     return [{ name: layer.name, method: "refitted", sparsity, relativeLoss }];
   });
   return { graph, reports, refused: [] };
-}
-
-function someOf(calibration: Calibration, batches: readonly number[]): Calibration {
-  return { batches: batches.length, read: (batch) => calibration.read(batches[batch]!) };
 }
 
 function layersToFit(dense: Graph, changed: Graph, options: RefitOptions): PrunableLayer[] {
@@ -406,41 +399,21 @@ async function fitGroups(
     if (withBias) {
       for (let i = 0; i < aim.length; i++) aim[i]! -= 2 * y[Math.floor(i / cols)]! * x[i % cols]!;
     }
-    const gram = withBias ? centeredHessian(H, x) : H;
     const before = part(start, rows * cols);
-    const fit = { aim, start: before, rows, cols, gram, damping: options.damping, gemm };
-    const fitted = await affineRefit(fit);
-    const ours = options.zeros
-      ? await fitKept(fit, fitted, options.signal)
-      : { weights: fitted.weights, explained: fitted.explained };
-    weights.set(ours.weights, g * rows * cols);
-    explained += ours.explained;
-    if (withBias) part(bias, rows).set(affineBias(y, ours.weights, x));
+    const fitted = await affineRefit({
+      aim,
+      start: before,
+      rows,
+      cols,
+      gram: withBias ? centeredHessian(H, x) : H,
+      damping: options.damping,
+      kept: options.zeros ? Uint8Array.from(before, (w) => (w === 0 ? 0 : 1)) : undefined,
+      gemm,
+      signal: options.signal,
+    });
+    weights.set(fitted.weights, g * rows * cols);
+    explained += fitted.explained;
+    if (withBias) part(bias, rows).set(affineBias(y, fitted.weights, x));
   }
   return { weights, bias, explained };
-}
-
-/**
- * The least squares of {@link affineRefit} over the weights that are not zero: V, the minimum over
- * all of them, makes the loss ½(w − V)(H′ + λI)(w − V)ᵀ and a constant, of which {@link refit}
- * finds the minimum on the mask.
- */
-async function fitKept(
-  { aim, start, rows, cols, gram, gemm }: AffineRefitProblem,
-  { weights: target, damping }: AffineRefit,
-  signal: AbortSignal,
-): Promise<{ weights: Float64Array; explained: number }> {
-  const weights = start.slice();
-  const kept = Uint8Array.from(start, (w) => (w === 0 ? 0 : 1));
-  const H = dampHessian(gram, cols, damping).damped;
-  await refit({ target, weights, kept, rows, cols, H, gemm, signal });
-  const reached = await multiplyPrepared(
-    weights,
-    rows,
-    prepareOperand(gram, cols, cols, rows, gemm),
-    gemm,
-  );
-  let explained = 0;
-  for (let i = 0; i < weights.length; i++) explained += weights[i]! * (aim[i]! - 0.5 * reached[i]!);
-  return { weights, explained };
 }

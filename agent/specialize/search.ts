@@ -16,7 +16,7 @@ import type { Refusal } from "./environment.ts";
 import { frontLimit } from "./front.ts";
 import { type GroupTable, type GroupTables, measureGroups, stitch } from "./group-tables.ts";
 import { reasonNotToTry } from "./layer-patterns.ts";
-import { weighLevers } from "./lever-weights.ts";
+import { weighLevers, withWeights } from "./lever-weights.ts";
 import { widthOf } from "./pipeline.ts";
 import {
   exploreSpace,
@@ -101,6 +101,8 @@ class Search {
   readonly #points: SearchedPlan[] = [];
   readonly #refused: Refusal[] = [];
   readonly #groups = new Map<Graph, GroupTables>();
+  /** Weights of the levers of widths: a graph's float and integer settings have them in common. */
+  readonly #widthWeights = new WeakMap<Graph, readonly number[]>();
   #sparsity: SparsityTables | undefined;
 
   constructor(options: SearchOptions) {
@@ -260,9 +262,12 @@ class Search {
       );
     const build = (choice: readonly number[]) => stitch(graph, tables, keepOf(choice));
     const { environment } = tables;
-    const weighing = { build, origin: graph, share: USUAL_WIDTH, environment };
+    const weights =
+      this.#widthWeights.get(graph) ??
+      (await weighLevers(levers, { build, origin: graph, share: USUAL_WIDTH, environment }));
+    this.#widthWeights.set(graph, weights);
     return {
-      levers: await weighLevers(levers, weighing),
+      levers: withWeights(levers, weights),
       fixedCost,
       timed: this.#timed,
       build,
@@ -333,8 +338,9 @@ class Search {
     const build = (choice: readonly number[]) =>
       stitchSparsity(graph, tables, new Map(levelsOf(choice)));
     const share = wanted ?? USUAL_DENSITY;
+    const weights = await weighLevers(levers, { build, origin: graph, share, environment });
     return {
-      levers: await weighLevers(levers, { build, origin: graph, share, environment }),
+      levers: withWeights(levers, weights),
       timed: false,
       fixedCost: setting.cost - levers.reduce((sum, lever) => sum + lever.levels[0]!.cost, 0),
       build,

@@ -9,7 +9,7 @@ import { replaceInitializer } from "../../agent/onnx/initializers.ts";
 import { floatTensor } from "../../agent/onnx/tensor.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration } from "../../agent/specialize/environment.ts";
-import { weighLevers } from "../../agent/specialize/lever-weights.ts";
+import { weighLevers, withWeights } from "../../agent/specialize/lever-weights.ts";
 import { environmentOf } from "./environment.helpers.ts";
 
 const WIDTH = 6;
@@ -110,12 +110,13 @@ test("lever weights: losses become the error at the output, each lever moved by 
     [0.1, 2],
   ] as const) {
     const origin = network();
-    const weighed = await weighLevers(LEVERS, {
+    const weights = await weighLevers(LEVERS, {
       build,
       origin,
       share,
       environment: environmentOf(engine, "", calibration),
     });
+    const weighed = withWeights(LEVERS, weights);
     weighed.forEach((lever, branch) => {
       const error = relativeEnergy(branch, 1 - SHARES[level]!);
       const factor = error / LEVERS[branch]!.levels[level]!.loss;
@@ -141,15 +142,16 @@ test("lever weights: what loses nothing is not run, and what is ruined still has
     share: 0.5,
     environment: environmentOf(engine, "", calibration),
   };
-  assert.deepEqual(await weighLevers(harmless, { ...options, build: never }), harmless);
+  const ones = await weighLevers(harmless, { ...options, build: never });
+  assert.deepEqual(ones, [1, 1]);
+  assert.deepEqual(withWeights(LEVERS, ones), LEVERS);
   const ruined = (choice: readonly number[]) => {
     const graph = network();
     const weight = `w_${BRANCHES[choice.findIndex((level) => level > 0)]}`;
     const values = new Float32Array(WIDTH * WIDTH).fill(Number.MAX_VALUE);
     return Promise.resolve(replaceInitializer(graph, weight, floatTensor([WIDTH, WIDTH], values)));
   };
-  for (const { levels } of await weighLevers(LEVERS, { ...options, build: ruined })) {
-    assert.ok(levels.every(({ loss }) => Number.isFinite(loss)));
-    assert.ok(levels[2]!.loss >= 1e6);
+  for (const weight of await weighLevers(LEVERS, { ...options, build: ruined })) {
+    assert.ok(Number.isFinite(weight) && weight >= 1e6, `${weight}`);
   }
 });
