@@ -292,10 +292,12 @@ class Demo {
     );
     this.#say("few training pictures as here, the zeros cost a few points of accuracy.");
     this.#say(`verdict: ${verdict.accepted ? "accepted" : "refused"}`);
-    for (const reason of verdict.reasons) this.#say(`  · ${reason}`);
-    if (verdict.accepted) return result;
+    if (verdict.accepted) {
+      for (const reason of verdict.reasons) this.#say(`  · ${reason}`);
+      return result;
+    }
     throw new DemoRefused(
-      `the gate refused the candidate (reasons above), so the model of before goes on. Give more pictures of each class, or a --method gentler than ${this.#options.method}`,
+      `the gate refused the candidate (${verdict.reasons.join("; ")}), so the model of before goes on. Give more pictures of each class, or a --method gentler than ${this.#options.method}`,
     );
   }
 

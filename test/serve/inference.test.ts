@@ -75,10 +75,8 @@ test("inference: measures several models in one process while pictures keep comi
     ids.map((id) => registry.folder(id)),
     12,
   );
-  assert.deepEqual(
-    latencies.map((latency) => latency.rounds),
-    [12, 12],
-  );
+  const [fast, slow] = latencies.map((latency) => latency.rounds);
+  assert.ok(fast === slow && fast! >= 12 && fast! <= 120, `${fast} and ${slow} rounds`);
   assert.ok(latencies[1]!.medianMs > latencies[0]!.medianMs);
   assert.ok((await answers).every((answer) => answer.kind === "classified"));
 });
