@@ -208,11 +208,15 @@ test("search: the least bytes for a drop keep the drop, and take fewer bytes tha
   assert.ok(best.plan.int8 || best.plan.weightBits !== null);
 });
 
-test("search: a plan for speed narrows groups of the network or uses integers", async () => {
+test("search: a plan for speed pulls a lever of speed, and no zeros", async () => {
   const { chosen } = await searchFor({ speedup: 1.5 });
   const [best] = chosen;
   assert.ok(best);
-  assert.ok(best.plan.int8 || Object.keys(best.plan.widths).length > 0);
+  const { int8, widths, activations, gates, droppedBlocks, sparsity } = best.plan;
+  const pulled = [int8, Object.keys(widths).length, droppedBlocks.length];
+  // Which of them is the fastest depends on the processor, and on what else it does.
+  assert.ok(pulled.some(Boolean) || activations !== "keep" || gates === "fold");
+  assert.deepEqual(sparsity, {});
   assert.equal(best.latencyRatio, best.cost);
   assert.equal(best.plan.inputSize, null);
 });
