@@ -8,7 +8,7 @@ import { withLinearHead } from "../onnx/head.ts";
 import { inferShapes } from "../onnx/infer-shapes.ts";
 import { countParameters } from "../onnx/initializers.ts";
 import { extractSubgraph } from "../onnx/subgraph.ts";
-import { elementCount } from "../onnx/tensor.ts";
+import { elementCount, toFloat32 } from "../onnx/tensor.ts";
 import type { TrainingOptions } from "../train/state.ts";
 import { compressNetwork } from "./compress-network.ts";
 import type { CompressionPlan } from "./compression-plan.ts";
@@ -38,7 +38,7 @@ export interface FineTuneOptions extends PlanOptions {
   readonly pictures: LessonPictures;
   /** Whether the networks take several pictures at a time. */
   readonly batched: boolean;
-  /** Fits a head to a network's features of the training pictures. */
+  /** Fits a head to a network's features of the training pictures; the first round begins with it. */
   readonly fitHead: (backbone: Graph) => Promise<HeadWeights>;
   /** State of this very fine-tuning, to go on from. */
   readonly resume: FineTuneState | null;
@@ -65,6 +65,11 @@ export interface FineTuneState {
 export interface FineTuned {
   /** From the picture to its features, rounded as the plan states. */
   readonly pass: PassResult;
+  /**
+   * What was trained along with the network; null where no step was taken. One fitted anew would
+   * learn from features of pictures that the network has learned by heart.
+   */
+  readonly head: HeadWeights | null;
   readonly rounds: readonly RoundReport[];
 }
 
@@ -118,11 +123,10 @@ export async function fineTune(options: FineTuneOptions): Promise<FineTuned> {
     const { done, trained, checkpoint } = state;
     let { student } = state;
     if (student === null) {
-      const pruned =
+      student =
         trained === null
-          ? await firstBackbone(plans[0]!, plans.length, options)
-          : await pruneFurther(backboneOf(trained), plans[done.length]!, options);
-      student = withLinearHead(pruned, await options.fitHead(pruned));
+          ? await firstStudent(plans[0]!, plans.length, options)
+          : await pruneFurther(trained, plans[done.length]!, options);
       await onState({ done, trained, student, checkpoint: null });
     }
     const begun = { done, trained, student };
@@ -151,8 +155,10 @@ export async function fineTune(options: FineTuneOptions): Promise<FineTuned> {
     state = { done: [...done, report], trained: graph, student: null, checkpoint: null };
     await onState(state);
   }
-  const backbone = backboneOf(state.trained!);
-  return { pass: await roundNetwork(backbone, plan, environment), rounds: state.done };
+  const trained = state.trained!;
+  const pass = await roundNetwork(backboneOf(trained), plan, environment);
+  const steps = state.done.reduce((sum, round) => sum + round.steps, 0);
+  return { pass, head: steps > 0 ? weightsOf(trained) : null, rounds: state.done };
 }
 
 /** The plan's zeros in rounds, each of which leaves half of what the one before did. */
@@ -179,29 +185,32 @@ function shareOfZeros(text: string): number {
 }
 
 /** What the first round begins with. */
-async function firstBackbone(
+async function firstStudent(
   plan: CompressionPlan,
   rounds: number,
   options: FineTuneOptions,
 ): Promise<Graph> {
-  if (rounds === 1 && options.built !== null) return options.built;
-  return (await applyPlan(options.dense, plan, options)).graph;
+  const backbone =
+    rounds === 1 && options.built !== null
+      ? options.built
+      : (await applyPlan(options.dense, plan, options)).graph;
+  return withLinearHead(backbone, await options.fitHead(backbone));
 }
 
 /** More zeros in a trained network, of which the layers' outputs are to stay what they are. */
 async function pruneFurther(
-  backbone: Graph,
+  trained: Graph,
   { inputSize, sparsity }: CompressionPlan,
   options: FineTuneOptions,
 ): Promise<Graph> {
-  const result = await compressNetwork(backbone, {
+  const { graph } = await compressNetwork(backboneOf(trained), {
     ...(await options.environmentAt(inputSize)),
     patternOf: ({ name }) => {
       const text = sparsity[name];
       return text === undefined ? { kind: "dense", reason: "the plan leaves it" } : patternOf(text);
     },
   });
-  return result.graph;
+  return withLinearHead(graph, weightsOf(trained));
 }
 
 /** The network below its linear head. */
@@ -214,6 +223,14 @@ function headOf(model: Graph): Node {
   const head = model.nodes.find(({ outputs }) => outputs.includes(logits));
   if (head?.opType === "Gemm") return head;
   throw new TypeError(`expected a Gemm as head behind "${logits}", got ${head?.opType ?? "none"}`);
+}
+
+/** Weights of the linear head. */
+function weightsOf(model: Graph): HeadWeights {
+  const [weights, bias] = headOf(model)
+    .inputs.slice(1)
+    .map((name) => toFloat32(model.initializers.get(name)!));
+  return { weights: weights!, bias: bias! };
 }
 
 /** What a round's training works on. */

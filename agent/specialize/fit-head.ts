@@ -17,9 +17,12 @@ export interface TrainingFeatures {
 
 /** A head, and how it was come by. */
 export interface SpecialistHead extends HeadWeights {
-  /** `sliced`: the generalist's own rows; `adapted`: fitted with a pull toward them; `fitted`. */
-  readonly kind: "sliced" | "adapted" | "fitted";
-  /** Penalty of the fit; 0 where nothing was fitted. */
+  /**
+   * `sliced`: the generalist's own rows; `adapted`: fitted with a pull toward them; `fitted`;
+   * `trained`: along with the network below it.
+   */
+  readonly kind: "sliced" | "adapted" | "fitted" | "trained";
+  /** Penalty of the fit; 0 where there was none. */
   readonly l2: number;
 }
 

@@ -8,7 +8,7 @@ const count = v.pipe(v.number(), v.integer());
 
 /** A linear head as it lies in a file. */
 export const headSchema = v.object({
-  kind: v.picklist(["sliced", "adapted", "fitted"]),
+  kind: v.picklist(["sliced", "adapted", "fitted", "trained"]),
   l2: v.number(),
   weights: v.array(v.number()),
   bias: v.array(v.number()),

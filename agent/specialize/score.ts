@@ -1,5 +1,6 @@
 import { chooseL2 } from "../math/choose-l2.ts";
 import type { Gemm } from "../math/gemm.ts";
+import { softmax } from "./evaluate.ts";
 import type { TrainingFeatures } from "./fit-head.ts";
 
 /** What features are worth for telling the classes apart, judged on training pictures alone. */
@@ -38,6 +39,18 @@ export async function scoreFeatures(
     hits,
     labels,
   };
+}
+
+/**
+ * Hit of each picture by logits of a head that was fitted to none of them.
+ *
+ * @param logits `pictures × classes`, row-major.
+ */
+export function hitsOf(logits: Float32Array, labels: readonly number[]): number[] {
+  const classes = logits.length / labels.length;
+  return labels.map((label, i) =>
+    hit(softmax(logits.subarray(i * classes, (i + 1) * classes))[label]!),
+  );
 }
 
 /** How steeply {@link hit} rises about one half. */

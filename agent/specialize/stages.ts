@@ -58,6 +58,7 @@ import {
   type ExpectedDrop,
   expectedDrop,
   type FeatureScore,
+  hitsOf,
   type Standing,
   scoreFeatures,
   standingOf,
@@ -411,7 +412,11 @@ class Run {
     const { graph, ...built } = await this.#built(point.index);
     const keptBack = validationBursts(this.#trainPictures(), VALIDATION_SHARE, spec.options.seed);
     const shape = plan.inputSize ?? spec.generalist.preprocessing;
-    const { pass, rounds } = await fineTune({
+    const {
+      pass,
+      rounds,
+      head: trained,
+    } = await fineTune({
       ...how,
       dense: network.backbone,
       denseHead: await this.#readHead(0),
@@ -444,9 +449,10 @@ class Run {
       reports: [...built.reports, ...pass.reports.map((report) => ({ ...report }))],
     });
     const features = await this.#featuresOf(pass.graph, plan.inputSize, null);
-    const head = await this.#fit(features);
+    const head: SpecialistHead =
+      trained === null ? await this.#fit(features) : { ...trained, kind: "trained", l2: 0 };
     await this.#writeHead(index, head);
-    const score = this.#searches() ? await this.#scoreKeptBack(features, keptBack) : null;
+    const score = this.#searches() ? await this.#scoreKeptBack(features, head, keptBack) : null;
     const made = await this.#point(index, pass.graph, head, score);
     return { ...made, trainedFrom: point.index, training: rounds.map((round) => ({ ...round })) };
   }
@@ -454,12 +460,20 @@ class Run {
   /** Pictures that training saw would only flatter it. */
   async #scoreKeptBack(
     features: Float32Array,
+    head: SpecialistHead,
     keptBack: ReadonlySet<string>,
   ): Promise<FeatureScore> {
     const scored = await this.#score(features);
     if (keptBack.size === 0) return scored;
     const samples = this.#loaded().pictures.trainingSamples();
-    return { ...scored, hits: this.#only(keptBack, samples, scored) };
+    const judged =
+      head.kind === "trained"
+        ? {
+            ...scored,
+            hits: hitsOf(Float32Array.from(await headLogits(head, features)), scored.labels),
+          }
+        : scored;
+    return { ...scored, hits: this.#only(keptBack, samples, judged) };
   }
 
   /** Chooses for the aim, and judges the chosen on the held-out pictures. */
@@ -831,7 +845,12 @@ class Run {
       metrics: null,
       layers: [
         ...(built?.reports ?? []).map((report) => ({ ...report })),
-        { name: "head", method: `${head.kind}, l2 ${head.l2}`, sparsity: 0, relativeLoss: null },
+        {
+          name: "head",
+          method: head.kind === "trained" ? head.kind : `${head.kind}, l2 ${head.l2}`,
+          sparsity: 0,
+          relativeLoss: null,
+        },
       ],
     };
     const session = await openSession(file, { ...spec.options, log });

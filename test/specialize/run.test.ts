@@ -218,6 +218,9 @@ test("run: trains the candidate, tells its loss curve, and serves the trained ne
   const [before, after] = [countParameters(untrained).nonzero, countParameters(trained).nonzero];
   assert.ok(after <= before * 1.02, `${after} non-zero after training, ${before} before`);
   assert.ok(candidate.accuracy >= dense.accuracy - 0.1, `${candidate.accuracy}`);
+  const model = join(runDir, "candidate", "model.json");
+  const { layers } = await readModelJson(model, modelManifestSchema);
+  assert.equal(layers.at(-1)?.method, "trained", "the head is the one that was trained");
 });
 
 test("run: trains a network that takes one picture at a time", async () => {

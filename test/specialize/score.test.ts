@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { referenceGemm } from "../../agent/math/gemm.ts";
 import { createRandom } from "../../agent/math/random.ts";
 import type { TrainingFeatures } from "../../agent/specialize/fit-head.ts";
-import { expectedDrop, scoreFeatures, standingOf } from "../../agent/specialize/score.ts";
+import { expectedDrop, hitsOf, scoreFeatures, standingOf } from "../../agent/specialize/score.ts";
 
 const OPTIONS = { seed: 1, gemm: referenceGemm, signal: new AbortController().signal };
 
@@ -79,4 +79,13 @@ test("score: scores of other pictures are not compared", () => {
 test("score: one burst a class leaves nothing to judge on, and no number is made up", async () => {
   const { expectedAccuracy } = await scoreFeatures(clouds(0.05, 1), OPTIONS);
   assert.ok(Number.isNaN(expectedAccuracy));
+});
+
+test("score: hits of logits count what is above one half, with soft edges", () => {
+  const logits = Float32Array.of(5, -5, -5, 5, 0, 0, Math.log(3), 0);
+  const [right, wrong, undecided, likely] = hitsOf(logits, [0, 0, 1, 0]);
+  assert.ok(right! > 0.999 && wrong! < 0.001);
+  assert.equal(undecided, 0.5);
+  // 0.75⁴ / (0.75⁴ + 0.25⁴)
+  assert.ok(Math.abs(likely! - 81 / 82) < 1e-6, `${likely}`);
 });
