@@ -1,8 +1,8 @@
 import { ActivationStore } from "./activation-store.ts";
 import type { Lesson } from "./training-step.ts";
 
-/** Fewer steps than this are not repeated: a training would see too few views of each picture. */
-const FEWEST_STEPS = 48;
+/** Fewer views than this are not repeated: a training would see too few of each picture. */
+const FEWEST_VIEWS = 768;
 
 /**
  * Keeps lessons on disk, so that the frozen layers and the teacher see each of their pictures once.
@@ -17,8 +17,8 @@ export class LessonStore {
 
   /**
    * @param path of the file. @param maxBytes of the file; with too little for a useful number of
-   *   steps nothing is kept, and every step sees new views.
-   * @param dims shapes of a lesson's values, in the order of `valuesOf`.
+   *   views nothing is kept, and every step sees new ones.
+   * @param dims shapes of a lesson's values, in the order of `valuesOf`, pictures first.
    * @param parts lessons of one step.
    */
   constructor(path: string, maxBytes: number, dims: readonly (readonly number[])[], parts: number) {
@@ -27,7 +27,8 @@ export class LessonStore {
     this.#parts = parts;
     const floats = dims.reduce((sum, shape) => sum + sizeOf(shape), 0);
     const steps = Math.floor(maxBytes / (4 * floats * parts));
-    this.#steps = steps < FEWEST_STEPS ? Number.POSITIVE_INFINITY : steps;
+    const views = steps * parts * dims[0]![0]!;
+    this.#steps = views < FEWEST_VIEWS ? Number.POSITIVE_INFINITY : steps;
   }
 
   /** The step whose lessons a step has: itself, or an earlier one. */

@@ -4,7 +4,7 @@ import { findSwishes } from "../onnx/activations.ts";
 import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
-import { findPrunableLayers } from "../onnx/prunable-layers.ts";
+import { findPrunableLayers, type PrunableLayer } from "../onnx/prunable-layers.ts";
 import { type CompressOptions, compressNetwork } from "./compress-network.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import { dropBlocks } from "./drop-blocks.ts";
@@ -12,7 +12,7 @@ import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./en
 import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
 import { narrowNetwork } from "./narrow-network.ts";
 import { quantizeNetwork } from "./quantize-network.ts";
-import { fitKeptWeights } from "./refit-network.ts";
+import { fitPruned } from "./refit-network.ts";
 import { simplifies, simplifyNetwork } from "./simplify-network.ts";
 import { storeWeights } from "./weight-only.ts";
 
@@ -63,9 +63,7 @@ export async function applyPlan(
     const keep = ({ id, units }: ChannelGroup) => plan.widths[id] ?? units;
     pass(await narrowNetwork(graph, { ...environment, include, keep }));
   }
-  const patterns = new Map(
-    Object.entries(plan.sparsity).map(([name, text]) => [name, patternOf(text)]),
-  );
+  const patterns = patternsOf(plan);
   if (plan.weightBits !== null) {
     const block = options.zeros?.blockSize;
     const blockSize = block === undefined ? {} : { blockSize: block };
@@ -73,19 +71,37 @@ export async function applyPlan(
     const bits = plan.weightBits;
     pass(await storeWeights(graph, { ...environment, bits, patterns, ...blockSize }));
   } else if (patterns.size > 0) {
-    const left: LayerPattern = { kind: "dense", reason: "the plan leaves it" };
-    const before = graph;
-    pass(
-      await compressNetwork(graph, {
-        ...environment,
-        ...options.zeros,
-        patternOf: ({ name }) => patterns.get(name) ?? left,
-      }),
-    );
-    pass(await fitKeptWeights(before, graph, environment));
+    pass(await pruneNetwork(graph, patterns, environment, options.zeros));
   }
   if (plan.int8) pass(await quantizeNetwork(graph, environment));
   return { graph, reports, refused };
+}
+
+/**
+ * Zeros by pattern, then all layers fitted to what the network has before.
+ *
+ * @param patterns by name of the layer; layers not named are not pruned.
+ */
+export async function pruneNetwork(
+  graph: Graph,
+  patterns: ReadonlyMap<string, ZeroPattern>,
+  environment: CompressEnvironment,
+  how: PlanOptions["zeros"] = {},
+): Promise<PassResult> {
+  const left: LayerPattern = { kind: "dense", reason: "the plan leaves it" };
+  const patternOf = ({ name }: PrunableLayer) => patterns.get(name) ?? left;
+  const pruned = await compressNetwork(graph, { ...environment, ...how, patternOf });
+  const { blockSize } = how;
+  const fitted = await fitPruned(graph, pruned.graph, {
+    ...environment,
+    patterns,
+    ...(blockSize === undefined ? {} : { blockSize }),
+  });
+  return {
+    graph: fitted.graph,
+    reports: [...pruned.reports, ...fitted.reports],
+    refused: [...pruned.refused, ...fitted.refused],
+  };
 }
 
 /** The plan without its rounding: what can be trained before {@link roundNetwork} does the rest. */
@@ -113,6 +129,11 @@ export function atInputSize(graph: Graph, size: InputSize): Graph {
     "MODEL_INVALID",
     `the network cannot take pictures of ${size.width} × ${size.height} pixels: ${resized.reason}`,
   );
+}
+
+/** The plan's patterns of zeros, by name of the layer. @throws {RangeError} where one is none. */
+export function patternsOf({ sparsity }: CompressionPlan): Map<string, ZeroPattern> {
+  return new Map(Object.entries(sparsity).map(([name, text]) => [name, patternOf(text)]));
 }
 
 /** @throws {RangeError} where the text is no pattern of zeros. */

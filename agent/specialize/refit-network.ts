@@ -1,6 +1,8 @@
 import { affineBias, affineRefit } from "../compress/affine-refit.ts";
 import { centeredHessian } from "../compress/hessian.ts";
 import { outputStatistics } from "../compress/output-statistics.ts";
+import type { Pattern } from "../compress/pattern.ts";
+import { pruneLayer } from "../compress/prune-layer.ts";
 import { foldAffine, statisticsCorrection } from "../compress/statistics-correction.ts";
 import { findBorders } from "../onnx/borders.ts";
 import { node } from "../onnx/builder.ts";
@@ -61,6 +63,10 @@ export interface RefitOptions extends CompressEnvironment {
   readonly correct: boolean;
   /** Whether weights that are zero stay zero: least squares on the mask, row by row. */
   readonly zeros?: boolean;
+  /** Layers whose mask is chosen anew, for the aim, by name; none by default. */
+  readonly patterns?: ReadonlyMap<string, Pattern>;
+  /** Columns that SparseGPT decides on at once; default 128. */
+  readonly blockSize?: number;
 }
 
 /** A network whose layers were fitted anew. */
@@ -113,7 +119,7 @@ export async function refitNetwork(
       for (const wave of segment.waves) {
         const statistics = await collectWave(work, graph, segment, wave, borders);
         for (const [i, { name }] of wave.entries()) {
-          const result = await fitLayer(graph, name, statistics[i]!, options);
+          const result = await fitLayer(work, graph, name, statistics[i]!);
           graph = result.graph;
           losses.set(name, result.loss);
         }
@@ -147,23 +153,31 @@ export function fitWhole(
 /** One batch in so many is kept back to judge by, where there are as many; else the last one. */
 const JUDGED = 8;
 
+/** What {@link fitPruned} works with. */
+export interface FitPrunedOptions extends CompressEnvironment {
+  /** Layers whose mask is chosen anew, by name; of all others the zeros stay where they are. */
+  readonly patterns: ReadonlyMap<string, Pattern>;
+  /** Columns that SparseGPT decides on at once; default 128. */
+  readonly blockSize?: number;
+}
+
 /**
- * Fits the weights that pruning has left to what the network before it has at the same places; zeros
- * stay zero. A pass of pruning keeps each layer's answer to the inputs that it gets, so that errors
- * add up on the way; here each layer makes up for those before it, and the last one of a residual
- * branch for those of the stream. With few pictures that is learned by heart: pictures that were
- * kept back decide whether it stays.
+ * Brings a pruned network closer to what the dense one has at the same places. A pass of pruning
+ * keeps each layer's answer to the inputs that it gets, so that errors add up on the way; here each
+ * layer makes up for those before it, and the last one of a residual branch for those of the stream:
+ * the whole matrix that would do so best is pruned in place of the dense one. With few pictures
+ * that is learned by heart: pictures that were kept back decide whether it stays.
  *
  * @returns the pruned network itself, and no reports, where it is not better there or there is but
  *   one batch.
  * @throws {RangeError} if the dense network has subgraphs.
  */
-export async function fitKeptWeights(
+export async function fitPruned(
   dense: Graph,
   pruned: Graph,
-  environment: CompressEnvironment,
+  options: FitPrunedOptions,
 ): Promise<PassResult> {
-  const { calibration, engine, signal } = environment;
+  const { calibration, engine, signal } = options;
   const isJudge = (batch: number) =>
     calibration.batches < JUDGED
       ? batch === calibration.batches - 1
@@ -172,7 +186,7 @@ export async function fitKeptWeights(
   const learned = all.filter((batch) => !isJudge(batch));
   if (learned.length === 0) return { graph: pruned, reports: [], refused: [] };
   const { graph, losses } = await refitNetwork(dense, pruned, {
-    ...environment,
+    ...options,
     calibration: someBatches(calibration, learned),
     places: new Map(),
     include: () => true,
@@ -352,20 +366,23 @@ function withWeights(part: Graph, graph: Graph, wave: readonly PrunableLayer[]):
 }
 
 async function fitLayer(
+  { dense, options }: Work,
   graph: Graph,
   name: string,
   statistics: FitStatistics,
-  options: RefitOptions,
 ): Promise<{ graph: Graph; loss: number }> {
-  const layer = findPrunableLayers(graph).find((found) => found.name === name)!;
+  const layer = layerOf(graph, name);
   const withBias = takesBias(layer);
-  const fit = await fitGroups(graph, layer, withBias, statistics, options);
+  const pattern = options.patterns?.get(name);
+  const fit =
+    pattern === undefined
+      ? await fitGroups(readWeightMatrix(graph, layer), layer, statistics, options)
+      : await fitPattern(dense, layer, pattern, statistics, options);
   let energy = 0;
   for (let r = 0; r < layer.outFeatures; r++) {
     energy += statistics.variance[r]! + (withBias ? 0 : statistics.mean[r]! ** 2);
   }
-  const weights = Float32Array.from(fit.weights);
-  const bias = Float32Array.from(fit.bias);
+  const { weights, bias } = fit;
   if (withBias && options.correct) {
     const { inputs } = statistics;
     const reached = await outputStatistics(weights, bias, inputs, options.engine.gemm);
@@ -376,18 +393,61 @@ async function fitLayer(
   return { graph: result, loss: energy > 0 ? Math.max(0, 1 - fit.explained / energy) : 0 };
 }
 
-async function fitGroups(
-  graph: Graph,
+function layerOf(graph: Graph, name: string): PrunableLayer {
+  return findPrunableLayers(graph).find((found) => found.name === name)!;
+}
+
+interface Fit {
+  readonly weights: Float32Array;
+  readonly bias: Float32Array;
+  /** See {@link affineRefit}. */
+  readonly explained: number;
+}
+
+/**
+ * The best weights without a mask, Ŵ, pruned: ‖y − wx′‖² is ‖y − Ŵx′‖² and ‖(Ŵ − w)x′‖², of which
+ * the mask has only the second in hand.
+ */
+async function fitPattern(
+  dense: Graph,
   layer: PrunableLayer,
-  withBias: boolean,
+  pattern: Pattern,
+  statistics: FitStatistics,
+  options: RefitOptions,
+): Promise<Fit> {
+  const { damping, engine, signal, blockSize } = options;
+  const start = readWeightMatrix(dense, layerOf(dense, layer.name));
+  const whole = await fitGroups(start, layer, statistics, { ...options, zeros: false });
+  const { weights, bias, loss } = await pruneLayer({
+    weights: whole.weights,
+    bias: whole.bias,
+    rows: layer.outFeatures,
+    cols: layer.inFeaturesPerGroup,
+    gram: statistics.inputs,
+    pattern,
+    kernelArea: layer.kernel.reduce((area, size) => area * size, 1),
+    damping,
+    ...(blockSize === undefined ? {} : { blockSize }),
+    centered: takesBias(layer),
+    gemm: engine.gemm,
+    signal,
+  });
+  return { weights, bias, explained: whole.explained - loss };
+}
+
+/** @param from weights to shrink toward, and zeros to keep. */
+async function fitGroups(
+  from: Float32Array,
+  layer: PrunableLayer,
   { inputs, cross, mean }: FitStatistics,
   options: RefitOptions,
-): Promise<{ weights: Float64Array; bias: Float64Array; explained: number }> {
+): Promise<Fit> {
   const { groups, cols } = inputs;
   const rows = layer.outFeatures / groups;
-  const start = Float64Array.from(readWeightMatrix(graph, layer));
-  const weights = new Float64Array(start.length);
-  const bias = new Float64Array(layer.outFeatures);
+  const withBias = takesBias(layer);
+  const start = Float64Array.from(from);
+  const weights = new Float32Array(start.length);
+  const bias = new Float32Array(layer.outFeatures);
   let explained = 0;
   // A few columns are solved before a product by the runtime has begun.
   const gemm = cols <= FEW_COLUMNS ? undefined : options.engine.gemm;
@@ -413,7 +473,7 @@ async function fitGroups(
     });
     weights.set(fitted.weights, g * rows * cols);
     explained += fitted.explained;
-    if (withBias) part(bias, rows).set(affineBias(y, fitted.weights, x));
+    if (withBias) bias.set(affineBias(y, fitted.weights, x), g * rows);
   }
   return { weights, bias, explained };
 }

@@ -263,7 +263,7 @@ test("distill: lessons that were kept come again, to the same weights after a re
   const floats = 6 * (3 * SIDE * SIDE + 2 * CLASSES + CHANNELS);
   const shared: Partial<DistillOptions> = {
     training: { ...training, limits: { steps: 120, budgetMs: Number.POSITIVE_INFINITY } },
-    lessonFile: { path, maxBytes: 50 * 2 * 4 * floats },
+    lessonFile: { path, maxBytes: 70 * 2 * 4 * floats },
     pictures: {
       ...pictures,
       read: (batch, step, place) => {
@@ -282,12 +282,12 @@ test("distill: lessons that were kept come again, to the same weights after a re
   assert.equal(shape, "0 0", "one to see the size of a view");
   assert.deepEqual(
     made,
-    Array.from({ length: 100 }, (_, i) => `${Math.floor(i / 2)} ${i % 2}`),
+    Array.from({ length: 140 }, (_, i) => `${Math.floor(i / 2)} ${i % 2}`),
   );
   assert.ok(!existsSync(path), "nothing is left on disk");
   const resumed = await distill(optionsOf({ ...shared, resume: contents[6]! }));
   assert.deepEqual(weightsOf(resumed.graph), weightsOf(whole.graph));
   reads.length = 0;
-  await distill(optionsOf({ ...shared, lessonFile: { path, maxBytes: 47 * 2 * 4 * floats } }));
+  await distill(optionsOf({ ...shared, lessonFile: { path, maxBytes: 63 * 2 * 4 * floats } }));
   assert.equal(new Set(reads).size, 240, "too few to repeat: every step has its own");
 });

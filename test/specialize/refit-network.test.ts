@@ -3,15 +3,17 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import type { Pattern } from "../../agent/compress/pattern.ts";
 import { createLogger } from "../../agent/log.ts";
 import { createRandom } from "../../agent/math/random.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
 import type { Graph } from "../../agent/onnx/graph.ts";
 import { replaceInitializer } from "../../agent/onnx/initializers.ts";
+import { findPrunableLayers } from "../../agent/onnx/prunable-layers.ts";
 import { floatTensor, toFloat32 } from "../../agent/onnx/tensor.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration } from "../../agent/specialize/environment.ts";
-import { fitKeptWeights } from "../../agent/specialize/refit-network.ts";
+import { fitPruned } from "../../agent/specialize/refit-network.ts";
 import { environmentOf } from "./environment.helpers.ts";
 
 const [INPUTS, HIDDEN, OUTPUTS, PICTURES] = [10, 12, 5, 32];
@@ -154,11 +156,10 @@ async function oracle(calibration: Calibration, learned: readonly number[]): Pro
 test("kept weights: least squares on the mask, aiming at the dense network, on what it gets", async () => {
   // The last batch of a few judges; of the others, as many as statistics are made of.
   const calibration = pictures(5);
-  const { graph, reports } = await fitKeptWeights(
-    dense,
-    pruned,
-    environmentOf(engine, workDir, calibration),
-  );
+  const { graph, reports } = await fitPruned(dense, pruned, {
+    ...environmentOf(engine, workDir, calibration),
+    patterns: new Map(),
+  });
   const wanted = await oracle(calibration, [0, 1, 2, 3]);
   const got = valuesOf(graph, "second");
   let size = 0;
@@ -179,6 +180,52 @@ test("kept weights: least squares on the mask, aiming at the dense network, on w
   assert.ok(Math.abs(report!.sparsity - zeros / wanted.length) < 1e-9);
 });
 
+/** ‖y − W₂·relu(x·W₁)‖² / ‖y‖² over some batches, y the dense network's. */
+async function lossOf(graph: Graph, calibration: Calibration, batches: readonly number[]) {
+  let [error, size] = [0, 0];
+  for (const batch of batches) {
+    const x = (await calibration.read(batch)).data as Float32Array;
+    const answers = [graph, dense].map((each) => {
+      const h = hidden(x, valuesOf(each, "first"));
+      const second = valuesOf(each, "second");
+      return Array.from({ length: PICTURES * OUTPUTS }, (_, i) => {
+        const [n, o] = [Math.floor(i / OUTPUTS), i % OUTPUTS];
+        let sum = 0;
+        for (let k = 0; k < HIDDEN; k++) sum += h[n * HIDDEN + k]! * second[k * OUTPUTS + o]!;
+        return sum;
+      });
+    });
+    answers[1]!.forEach((y, i) => {
+      error += (answers[0]![i]! - y) ** 2;
+      size += y * y;
+    });
+  }
+  return error / size;
+}
+
+test("patterns: the mask is chosen for the dense answer to what the layer gets", async () => {
+  const calibration = pictures(5);
+  const environment = environmentOf(engine, workDir, calibration);
+  const fit = async (patterns: ReadonlyMap<string, Pattern>) => {
+    const { graph, reports } = await fitPruned(dense, pruned, { ...environment, patterns });
+    return { graph, report: reports.find(({ method }) => method === "refitted")! };
+  };
+  const kept = await fit(new Map());
+  const pattern = { kind: "unstructured", sparsity: kept.report.sparsity } as const;
+  const layer = findPrunableLayers(dense).find(({ weightName }) => weightName === "second")!;
+  const chosen = await fit(new Map([[layer.name, pattern]]));
+  const [before, after] = await Promise.all(
+    [kept, chosen].map(({ graph }) => lossOf(graph, calibration, [0, 1, 2, 3])),
+  );
+  assert.ok(
+    after! < 0.9 * before!,
+    `${after} with a mask of its own, ${before} with the given one`,
+  );
+  const { sparsity, relativeLoss } = chosen.report;
+  assert.equal(sparsity, pattern.sparsity);
+  assert.ok(Math.abs(relativeLoss! / after! - 1) < 0.02, `${relativeLoss} reported, is ${after}`);
+});
+
 test("kept weights: what does not help on pictures kept back, or cannot be judged, is left", async () => {
   // Only negative sums reach the layer where it learns: what it makes of them is worth nothing.
   const apart = pictures(16, (batch) => (batch % 8 === 7 ? 1 : 0));
@@ -191,7 +238,8 @@ test("kept weights: what does not help on pictures kept back, or cannot be judge
     [pruned, pictures(1)],
     [shifted, apart],
   ] as const) {
-    const result = await fitKeptWeights(dense, graph, environmentOf(engine, workDir, calibration));
+    const environment = environmentOf(engine, workDir, calibration);
+    const result = await fitPruned(dense, graph, { ...environment, patterns: new Map() });
     assert.equal(result.graph, graph);
     assert.deepEqual(result.reports, []);
   }
