@@ -134,6 +134,9 @@ export interface WholeNetwork {
   readonly variant?: LatencyModelOptions["variant"];
 }
 
+/** Whole networks that are open at one time, beside the first: each holds its weights twice. */
+const WHOLE_AT_ONCE = 4;
+
 /**
  * Milliseconds of one picture through each network, all measured now and by turns with the first:
  * there are few of them, and they are compared with each other, not with another day's.
@@ -146,7 +149,8 @@ export async function wholeLatencies(
     jobOf(wholeOf(graph, size), engine, variant),
   );
   const table = LatencyTable.forgetful();
-  await table.measure(jobs, { signal, ...(jobs[0] && { reference: jobs[0] }) });
+  const reference = jobs[0] && { reference: jobs[0] };
+  await table.measure(jobs, { signal, atOnce: WHOLE_AT_ONCE, ...reference });
   return jobs.map(({ key }) => table.get(key)!);
 }
 

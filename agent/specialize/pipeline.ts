@@ -4,7 +4,7 @@ import { findSwishes } from "../onnx/activations.ts";
 import { type ChannelGroup, findChannelGroups } from "../onnx/channel-groups.ts";
 import type { Graph } from "../onnx/graph.ts";
 import { withInputSize } from "../onnx/input-size.ts";
-import { findPrunableLayers, type PrunableLayer } from "../onnx/prunable-layers.ts";
+import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import { type CompressOptions, compressNetwork } from "./compress-network.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
 import { dropBlocks } from "./drop-blocks.ts";
@@ -12,7 +12,7 @@ import type { CompressEnvironment, LayerReport, PassResult, Refusal } from "./en
 import { type LayerPattern, reasonToLeave } from "./layer-patterns.ts";
 import { narrowNetwork } from "./narrow-network.ts";
 import { quantizeNetwork } from "./quantize-network.ts";
-import { fitPruned } from "./refit-network.ts";
+import { pruneTowardDense } from "./refit-network.ts";
 import { simplifies, simplifyNetwork } from "./simplify-network.ts";
 import { storeWeights } from "./weight-only.ts";
 
@@ -78,30 +78,32 @@ export async function applyPlan(
 }
 
 /**
- * Zeros by pattern, then all layers fitted to what the network has before.
+ * Zeros by pattern, with all layers fitted to what the network had before.
  *
  * @param patterns by name of the layer; layers not named are not pruned.
+ * @param how its checkpoints are those of a plain pass, where one is made.
  */
-export async function pruneNetwork(
+export function pruneNetwork(
   graph: Graph,
   patterns: ReadonlyMap<string, ZeroPattern>,
   environment: CompressEnvironment,
   how: PlanOptions["zeros"] = {},
 ): Promise<PassResult> {
   const left: LayerPattern = { kind: "dense", reason: "the plan leaves it" };
-  const patternOf = ({ name }: PrunableLayer) => patterns.get(name) ?? left;
-  const pruned = await compressNetwork(graph, { ...environment, ...how, patternOf });
-  const { blockSize } = how;
-  const fitted = await fitPruned(graph, pruned.graph, {
+  const { blockSize, ...checkpoints } = how;
+  const size = blockSize === undefined ? {} : { blockSize };
+  return pruneTowardDense(graph, {
     ...environment,
+    ...size,
     patterns,
-    ...(blockSize === undefined ? {} : { blockSize }),
+    plain: (some) =>
+      compressNetwork(graph, {
+        ...environment,
+        ...size,
+        ...(some === patterns ? checkpoints : {}),
+        patternOf: ({ name }) => some.get(name) ?? left,
+      }),
   });
-  return {
-    graph: fitted.graph,
-    reports: [...pruned.reports, ...fitted.reports],
-    refused: [...pruned.refused, ...fitted.refused],
-  };
 }
 
 /** The plan without its rounding: what can be trained before {@link roundNetwork} does the rest. */

@@ -4,6 +4,7 @@ import { outputStatistics } from "../compress/output-statistics.ts";
 import type { Pattern } from "../compress/pattern.ts";
 import { pruneLayer } from "../compress/prune-layer.ts";
 import { foldAffine, statisticsCorrection } from "../compress/statistics-correction.ts";
+import { formatPattern } from "../method.ts";
 import { findBorders } from "../onnx/borders.ts";
 import { node } from "../onnx/builder.ts";
 import type { Graph, Node } from "../onnx/graph.ts";
@@ -63,6 +64,8 @@ export interface RefitOptions extends CompressEnvironment {
   readonly correct: boolean;
   /** Whether weights that are zero stay zero: least squares on the mask, row by row. */
   readonly zeros?: boolean;
+  /** What the damping is multiplied by where weights are fitted to an aim; default 1. */
+  readonly pull?: number;
   /** Layers whose mask is chosen anew, for the aim, by name; none by default. */
   readonly patterns?: ReadonlyMap<string, Pattern>;
   /** Columns that SparseGPT decides on at once; default 128. */
@@ -153,39 +156,51 @@ export function fitWhole(
 /** One batch in so many is kept back to judge by, where there are as many; else the last one. */
 const JUDGED = 8;
 
-/** What {@link fitPruned} works with. */
-export interface FitPrunedOptions extends CompressEnvironment {
-  /** Layers whose mask is chosen anew, by name; of all others the zeros stay where they are. */
+/** What {@link pruneTowardDense} works with. */
+export interface PruneTowardDenseOptions extends CompressEnvironment {
+  /** What is pruned, by name of the layer. */
   readonly patterns: ReadonlyMap<string, Pattern>;
+  /** A pass that prunes some layers without an eye on the dense network, see `compressNetwork`. */
+  readonly plain: (patterns: ReadonlyMap<string, Pattern>) => Promise<PassResult>;
   /** Columns that SparseGPT decides on at once; default 128. */
   readonly blockSize?: number;
 }
 
 /**
- * Brings a pruned network closer to what the dense one has at the same places. A pass of pruning
+ * How much harder than the damping asks weights are pulled toward the dense ones. The error at the
+ * output, on pictures kept back of 320, with 1, 10, 100 times: MobileNetV2 at 50 % 0.185, 0.174,
+ * 0.172; ViT-Tiny at 80 % 0.585, 0.511, and 0.514 with 50.
+ */
+const PULL = 20;
+/**
+ * An error on pictures kept back that is more than so many times that on the others: the fit may
+ * have learned them by heart. At 2 to 3 times it was still better than a plain pass, at 7 not.
+ */
+const TRUSTED = 3;
+
+/**
+ * Prunes a network and keeps it close to what the dense one has at the same places. A plain pass
  * keeps each layer's answer to the inputs that it gets, so that errors add up on the way; here each
- * layer makes up for those before it, and the last one of a residual branch for those of the stream:
- * the whole matrix that would do so best is pruned in place of the dense one. With few pictures
- * that is learned by heart: pictures that were kept back decide whether it stays.
+ * layer, pruned or not, makes up for those before it, and the last one of a residual branch for
+ * those of the stream: the whole matrix that would do so best is pruned in place of the dense one.
+ * With few pictures that is learned by heart. Where it looks like that on pictures that were kept
+ * back, the plain pass is made too, and the better of the two there is taken.
  *
- * @returns the pruned network itself, and no reports, where it is not better there or there is but
- *   one batch.
  * @throws {RangeError} if the dense network has subgraphs.
  */
-export async function fitPruned(
+export async function pruneTowardDense(
   dense: Graph,
-  pruned: Graph,
-  options: FitPrunedOptions,
+  options: PruneTowardDenseOptions,
 ): Promise<PassResult> {
-  const { calibration, engine, signal } = options;
+  const { calibration, engine, signal, patterns, plain } = options;
   const isJudge = (batch: number) =>
     calibration.batches < JUDGED
       ? batch === calibration.batches - 1
       : batch % JUDGED === JUDGED - 1;
   const all = allBatches(calibration);
-  const learned = all.filter((batch) => !isJudge(batch));
-  if (learned.length === 0) return { graph: pruned, reports: [], refused: [] };
-  const { graph, losses } = await refitNetwork(dense, pruned, {
+  const [learned, kept] = [all.filter((batch) => !isJudge(batch)), all.filter(isJudge)];
+  if (learned.length === 0) return plain(patterns);
+  const how = {
     ...options,
     calibration: someBatches(calibration, learned),
     places: new Map(),
@@ -193,22 +208,36 @@ export async function fitPruned(
     stream: true,
     correct: false,
     zeros: true,
-  });
-  const judges = someBatches(calibration, all.filter(isJudge));
-  const wanted = await outputsOf(dense, judges, engine, signal);
-  const errorOf = async (other: Graph): Promise<number> =>
-    compareOutputs(wanted, await outputsOf(other, judges, engine, signal)).relativeError;
-  const [before, after] = [await errorOf(pruned), await errorOf(graph)];
-  if (!(after < before)) return { graph: pruned, reports: [], refused: [] };
+    pull: PULL,
+  };
+  const reached = new Set(layersToFit(dense, dense, how).map(({ name }) => name));
+  const others = new Map([...patterns].filter(([name]) => !reached.has(name)));
+  const nothing: PassResult = { graph: dense, reports: [], refused: [] };
+  const begun = others.size > 0 ? await plain(others) : nothing;
+  const { graph, losses } = await refitNetwork(dense, begun.graph, how);
+  const errorOn = async (batches: readonly number[], other: Graph): Promise<number> => {
+    const pictures = someBatches(calibration, batches);
+    const wanted = await outputsOf(dense, pictures, engine, signal);
+    const outputs = await outputsOf(other, pictures, engine, signal);
+    return compareOutputs(wanted, outputs).relativeError;
+  };
+  const known = await errorOn(learned.slice(0, kept.length), graph);
+  const unseen = await errorOn(kept, graph);
+  if (!(unseen <= TRUSTED * known)) {
+    const pruned = await plain(patterns);
+    if (!(unseen < (await errorOn(kept, pruned.graph)))) return pruned;
+  }
   const reports = findPrunableLayers(graph).flatMap((layer): LayerReport[] => {
+    const before = begun.reports.filter(({ name }) => name === layer.name && others.has(name));
     const relativeLoss = losses.get(layer.name);
-    if (relativeLoss === undefined) return [];
+    if (relativeLoss === undefined) return before;
     const weights = readWeightMatrix(graph, layer);
     const zeros = weights.reduce((count, w) => count + (w === 0 ? 1 : 0), 0);
-    const sparsity = zeros / Math.max(1, weights.length);
-    return [{ name: layer.name, method: "refitted", sparsity, relativeLoss }];
+    const pattern = patterns.get(layer.name);
+    const method = pattern === undefined ? "refitted" : formatPattern(pattern);
+    return [{ name: layer.name, method, sparsity: zeros / weights.length, relativeLoss }];
   });
-  return { graph, reports, refused: [] };
+  return { graph, reports, refused: begun.refused };
 }
 
 function layersToFit(dense: Graph, changed: Graph, options: RefitOptions): PrunableLayer[] {
@@ -418,7 +447,7 @@ async function fitPattern(
   const { damping, engine, signal, blockSize } = options;
   const start = readWeightMatrix(dense, layerOf(dense, layer.name));
   const whole = await fitGroups(start, layer, statistics, { ...options, zeros: false });
-  const { weights, bias, loss } = await pruneLayer({
+  const { weights, bias } = await pruneLayer({
     weights: whole.weights,
     bias: whole.bias,
     rows: layer.outFeatures,
@@ -432,7 +461,30 @@ async function fitPattern(
     gemm: engine.gemm,
     signal,
   });
-  return { weights, bias, explained: whole.explained - loss };
+  return { weights, bias, explained: await explainedBy(weights, layer, statistics, options) };
+}
+
+/** E‖y‖² − E‖y − Wx‖² = 2E[y·Wx] − E‖Wx‖², means taken off where there is a bias. */
+async function explainedBy(
+  weights: Float32Array,
+  layer: PrunableLayer,
+  { inputs, cross, mean }: FitStatistics,
+  { engine }: RefitOptions,
+): Promise<number> {
+  const { groups, cols } = inputs;
+  const none = new Float32Array(layer.outFeatures);
+  const reached = await outputStatistics(weights, none, inputs, engine.gemm);
+  const withBias = takesBias(layer);
+  let explained = 0;
+  for (let r = 0; r < layer.outFeatures; r++) {
+    const x = inputs.mean.subarray(cols * Math.floor((r * groups) / layer.outFeatures));
+    explained -= reached.variance[r]! + (withBias ? 0 : reached.mean[r]! ** 2);
+    for (let j = 0; j < cols; j++) {
+      const means = withBias ? 2 * mean[r]! * x[j]! : 0;
+      explained += weights[r * cols + j]! * (cross[r * cols + j]! - means);
+    }
+  }
+  return explained;
 }
 
 /** @param from weights to shrink toward, and zeros to keep. */
@@ -466,7 +518,7 @@ async function fitGroups(
       rows,
       cols,
       gram: withBias ? centeredHessian(H, x) : H,
-      damping: options.damping,
+      damping: (options.pull ?? 1) * options.damping,
       kept: options.zeros ? Uint8Array.from(before, (w) => (w === 0 ? 0 : 1)) : undefined,
       gemm,
       signal: options.signal,

@@ -3,17 +3,15 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import type { Pattern } from "../../agent/compress/pattern.ts";
 import { createLogger } from "../../agent/log.ts";
 import { createRandom } from "../../agent/math/random.ts";
 import { buildModel, floatValue, node } from "../../agent/onnx/builder.ts";
 import type { Graph } from "../../agent/onnx/graph.ts";
-import { replaceInitializer } from "../../agent/onnx/initializers.ts";
 import { findPrunableLayers } from "../../agent/onnx/prunable-layers.ts";
 import { floatTensor, toFloat32 } from "../../agent/onnx/tensor.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Calibration } from "../../agent/specialize/environment.ts";
-import { fitPruned } from "../../agent/specialize/refit-network.ts";
+import { pruneTowardDense, refitNetwork } from "../../agent/specialize/refit-network.ts";
 import { environmentOf } from "./environment.helpers.ts";
 
 const [INPUTS, HIDDEN, OUTPUTS, PICTURES] = [10, 12, 5, 32];
@@ -153,13 +151,21 @@ async function oracle(calibration: Calibration, learned: readonly number[]): Pro
   return result;
 }
 
-test("kept weights: least squares on the mask, aiming at the dense network, on what it gets", async () => {
-  // The last batch of a few judges; of the others, as many as statistics are made of.
-  const calibration = pictures(5);
-  const { graph, reports } = await fitPruned(dense, pruned, {
+/** {@link pruned} fitted on its own mask to some batches. */
+function fitKept(calibration: Calibration) {
+  return refitNetwork(dense, pruned, {
     ...environmentOf(engine, workDir, calibration),
-    patterns: new Map(),
+    places: new Map(),
+    include: () => true,
+    stream: true,
+    correct: false,
+    zeros: true,
   });
+}
+
+test("kept weights: least squares on the mask, aiming at the dense network, on what it gets", async () => {
+  const calibration = pictures(4);
+  const { graph, losses } = await fitKept(calibration);
   const wanted = await oracle(calibration, [0, 1, 2, 3]);
   const got = valuesOf(graph, "second");
   let size = 0;
@@ -173,11 +179,7 @@ test("kept weights: least squares on the mask, aiming at the dense network, on w
   assert.ok(Math.sqrt(error / size) < 0.01, `${Math.sqrt(error / size)}`);
   // What reads the picture has no errors before it.
   assert.deepEqual(valuesOf(graph, "first"), valuesOf(pruned, "first"));
-  const [report, ...others] = reports;
-  assert.deepEqual(others, []);
-  assert.equal(report!.method, "refitted");
-  const zeros = wanted.filter((w) => w === 0).length;
-  assert.ok(Math.abs(report!.sparsity - zeros / wanted.length) < 1e-9);
+  assert.deepEqual([...losses.keys()], [layerNamed("second")]);
 });
 
 /** ‖y − W₂·relu(x·W₁)‖² / ‖y‖² over some batches, y the dense network's. */
@@ -203,44 +205,60 @@ async function lossOf(graph: Graph, calibration: Calibration, batches: readonly 
   return error / size;
 }
 
-test("patterns: the mask is chosen for the dense answer to what the layer gets", async () => {
+const layerNamed = (weight: string) =>
+  findPrunableLayers(dense).find(({ weightName }) => weightName === weight)!.name;
+
+/** Prunes both layers; the plain pass takes the weights of {@link pruned}, and is written down. */
+async function prune(calibration: Calibration) {
+  const sparsity = valuesOf(pruned, "second").filter((w) => w === 0).length / (HIDDEN * OUTPUTS);
+  const pattern = { kind: "unstructured", sparsity } as const;
+  const asked: string[][] = [];
+  const result = await pruneTowardDense(dense, {
+    ...environmentOf(engine, workDir, calibration),
+    patterns: new Map(["first", "second"].map((name) => [layerNamed(name), pattern])),
+    plain: (some) => {
+      asked.push([...some.keys()]);
+      const own = (name: string) =>
+        valuesOf(some.has(layerNamed(name)) ? pruned : dense, name).slice();
+      const graph = network(own("first"), own("second"));
+      const reports = [...some.keys()].map((name) => ({
+        name,
+        method: "plain",
+        sparsity: 0.5,
+        relativeLoss: 0.1,
+      }));
+      return Promise.resolve({ graph, reports, refused: [] });
+    },
+  });
+  return { ...result, asked, sparsity };
+}
+
+test("pruning: the mask is chosen for the dense answer to what the layer gets", async () => {
+  // Of a few batches the last judges; what reads the picture is pruned by the plain pass.
   const calibration = pictures(5);
-  const environment = environmentOf(engine, workDir, calibration);
-  const fit = async (patterns: ReadonlyMap<string, Pattern>) => {
-    const { graph, reports } = await fitPruned(dense, pruned, { ...environment, patterns });
-    return { graph, report: reports.find(({ method }) => method === "refitted")! };
-  };
-  const kept = await fit(new Map());
-  const pattern = { kind: "unstructured", sparsity: kept.report.sparsity } as const;
-  const layer = findPrunableLayers(dense).find(({ weightName }) => weightName === "second")!;
-  const chosen = await fit(new Map([[layer.name, pattern]]));
-  const [before, after] = await Promise.all(
-    [kept, chosen].map(({ graph }) => lossOf(graph, calibration, [0, 1, 2, 3])),
-  );
-  assert.ok(
-    after! < 0.9 * before!,
-    `${after} with a mask of its own, ${before} with the given one`,
-  );
-  const { sparsity, relativeLoss } = chosen.report;
-  assert.equal(sparsity, pattern.sparsity);
-  assert.ok(Math.abs(relativeLoss! / after! - 1) < 0.02, `${relativeLoss} reported, is ${after}`);
+  const { graph, reports, asked, sparsity } = await prune(calibration);
+  const learned = [0, 1, 2, 3];
+  const kept = await fitKept(pictures(4));
+  const before = await lossOf(kept.graph, calibration, learned);
+  const after = await lossOf(graph, calibration, learned);
+  assert.ok(after < 0.9 * before, `${after} with a mask of its own, ${before} with the given one`);
+  assert.deepEqual(asked, [[layerNamed("first")]]);
+  const [first, second, ...others] = reports;
+  assert.deepEqual(others, []);
+  assert.deepEqual([first!.name, first!.method], [layerNamed("first"), "plain"]);
+  assert.match(second!.method, /^unstructured:0\.\d+$/);
+  const { relativeLoss } = second!;
+  assert.equal(second!.sparsity, sparsity);
+  assert.ok(Math.abs(relativeLoss! / after - 1) < 1e-4, `${relativeLoss} reported, is ${after}`);
 });
 
-test("kept weights: what does not help on pictures kept back, or cannot be judged, is left", async () => {
+test("pruning: what was learned by heart, or cannot be judged, is left to the plain pass", async () => {
   // Only negative sums reach the layer where it learns: what it makes of them is worth nothing.
   const apart = pictures(16, (batch) => (batch % 8 === 7 ? 1 : 0));
-  const shifted = replaceInitializer(
-    pruned,
-    "second",
-    floatTensor([HIDDEN, OUTPUTS], WEIGHTS.second),
-  );
-  for (const [graph, calibration] of [
-    [pruned, pictures(1)],
-    [shifted, apart],
-  ] as const) {
-    const environment = environmentOf(engine, workDir, calibration);
-    const result = await fitPruned(dense, graph, { ...environment, patterns: new Map() });
-    assert.equal(result.graph, graph);
-    assert.deepEqual(result.reports, []);
+  for (const calibration of [pictures(1), apart]) {
+    const { graph, reports, asked } = await prune(calibration);
+    assert.deepEqual(valuesOf(graph, "second"), valuesOf(pruned, "second"));
+    assert.deepEqual(asked.at(-1), [layerNamed("first"), layerNamed("second")]);
+    assert.ok(reports.every(({ method }) => method === "plain"));
   }
 });
