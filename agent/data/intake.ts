@@ -2,11 +2,11 @@ import { createHash } from "node:crypto";
 import { constants } from "node:fs";
 import { type FileHandle, lstat, mkdir, open, opendir, realpath } from "node:fs/promises";
 import { dirname, join, relative, sep } from "node:path";
-import { type FSWatcher, watch } from "chokidar";
 import { type Clock, isoTime } from "../clock.ts";
 import { messageOf, systemCode } from "../errors.ts";
 import type { Logger } from "../log.ts";
 import { type CaptureTime, captureTimeOf, HEAD_BYTES } from "./capture-time.ts";
+import { FolderWatcher, folderIdentity } from "./folder-watcher.ts";
 import { looksComplete } from "./picture-format.ts";
 import { hasPictureName, isTemporaryName, normalizeLabel } from "./picture-names.ts";
 
@@ -97,7 +97,7 @@ export class Intake {
   readonly #complained = new Set<string>();
   #stopping = new AbortController();
   #loop: Promise<void> | undefined;
-  #watcher: FSWatcher | undefined;
+  #watcher: FolderWatcher | undefined;
   /** Real path of each watched root → the root, as chokidar reports real paths. */
   #watched = new Map<string, Root>();
   #watchedIdentity = "";
@@ -225,10 +225,13 @@ export class Intake {
     if (!root || relative(root.folder, path).split(sep).some(isTemporaryName)) return;
     try {
       const entry = await lstat(path);
-      if (entry.isDirectory()) await this.#walk(root, path, stop);
-      else if (entry.isFile() && hasPictureName(path)) await this.#observe(root, path);
+      if (entry.isDirectory()) {
+        this.#watcher?.folderCame(this.#realPath(root, path), entry);
+        await this.#walk(root, path, stop);
+      } else if (entry.isFile() && hasPictureName(path)) await this.#observe(root, path);
     } catch (error) {
-      if (!isGone(error)) this.#complain(path, "unreadable", messageOf(error));
+      if (isGone(error)) this.#watcher?.folderWent(this.#realPath(root, path));
+      else this.#complain(path, "unreadable", messageOf(error));
     }
   }
 
@@ -323,31 +326,31 @@ export class Intake {
     for (const root of this.#roots) watched.set(await realpath(root.folder), root);
     this.#watched = watched;
     const parents = new Set([...watched.keys()].map((folder) => dirname(folder)));
-    const watcher = watch([...parents], {
-      ignoreInitial: true,
-      followSymlinks: false,
-      // Only folders are watched, as every file would cost a watch of its own; the parents are,
-      // to see a root come back.
-      ignored: (path, stats) => {
-        if (stats !== undefined && !stats.isDirectory()) return true;
-        return !parents.has(path) && this.#rootOf(path) === undefined;
+    let isReady = false;
+    const watcher = new FolderWatcher({
+      // The parents are watched to see a root come back.
+      watches: (path) => parents.has(path) || this.#rootOf(path) !== undefined,
+      onWatched: (path) => {
+        if (isReady) this.#hintPath(path);
       },
     });
     watcher.on("raw", (_event, name, details) => this.#hint(name, details));
     // What came while the watcher was getting ready was seen by neither it nor the last scan.
-    watcher.on("ready", () => this.rescan());
-    watcher.on("addDir", (path) => this.#hintPath(path));
+    watcher.on("ready", () => {
+      isReady = true;
+      this.rescan();
+    });
     watcher.on("error", (error) => this.#onWatchError(error));
+    watcher.add([...parents]);
     this.#watcher = watcher;
   }
 
-  /** Device and inode of the roots: differs once one was removed and made again. */
+  /** Differs once a root was removed and made again. */
   async #identify(): Promise<string> {
     const identities: string[] = [];
     for (const root of this.#roots) {
       await mkdir(root.folder, { recursive: true });
-      const stats = await lstat(await realpath(root.folder));
-      identities.push(`${stats.dev}:${stats.ino}`);
+      identities.push(folderIdentity(await lstat(await realpath(root.folder))));
     }
     return identities.join(" ");
   }
@@ -357,6 +360,14 @@ export class Intake {
       if (path === folder || path.startsWith(folder + sep)) return root;
     }
     return undefined;
+  }
+
+  /** A path as the watcher knows it. */
+  #realPath(root: Root, path: string): string {
+    for (const [folder, { kind }] of this.#watched) {
+      if (kind === root.kind) return folder + path.slice(root.folder.length);
+    }
+    return path;
   }
 
   #hint(name: unknown, details: unknown): void {

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { createHook } from "node:async_hooks";
 import {
   appendFile,
   chmod,
@@ -131,6 +132,49 @@ test("intake: hints bring new pictures long before the next scan, also in new fo
   await s.until(1);
   await writeFile(join(s.inbox, "new", "deep", "2.jpg"), await jpeg(2));
   await s.until(2);
+});
+
+test("intake: folders that go and come again, or move, are watched on with all below them", async (t) => {
+  const s = await station(t);
+  await delay(300);
+  for (let round = 0; round < 4; round++) {
+    const folder = join(s.inbox, "card");
+    await mkdir(join(folder, "deep"), { recursive: true });
+    await delay(round < 2 ? 300 : 0);
+    await writeFile(join(folder, "deep", "1.jpg"), await jpeg(round));
+    await s.until(4 * round + 1);
+    await writeFile(join(folder, "2.jpg"), await jpeg(50 + round));
+    await s.until(4 * round + 2);
+    await rename(folder, join(s.inbox, `card-${round}`));
+    await s.until(4 * round + 4);
+    if (round % 2 === 0) await delay(300);
+  }
+  await writeFile(join(s.inbox, "card-1", "deep", "3.jpg"), await jpeg(99));
+  await s.until(17);
+});
+
+test("intake: a picture that comes costs no look at those that lie there", async (t) => {
+  const many = 500;
+  const s = await station(t, {}, async (dir) => {
+    await mkdir(join(dir, "inbox"));
+    for (let i = 0; i < many; i++)
+      await writeFile(join(dir, "inbox", `${i}.jpg`), await jpeg(i % 9));
+  });
+  await s.until(many);
+  await delay(1500);
+  let requests = 0;
+  const counter = createHook({
+    init: (_id, type) => {
+      if (/^FSREQ/.test(type)) requests++;
+    },
+  }).enable();
+  t.after(() => counter.disable());
+  for (let i = 0; i < 5; i++) {
+    await writeFile(join(s.inbox, `new ${i}.jpg`), await jpeg(100 + i));
+    await s.until(many + i + 1);
+    await delay(300);
+  }
+  assert.ok(requests > 0 && requests < many, `${requests} requests to the file system`);
 });
 
 test("intake: a scan alone finds everything, where watching does not work", async (t) => {
