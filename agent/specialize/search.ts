@@ -273,10 +273,11 @@ class Search {
       build,
       costOf: async (other) => (await setting.costOf([other]))[0]!,
       judge: (other) => this.#judge(other, setting),
-      planOf: (choice) => ({
-        ...planOfSetting(setting),
-        widths: Object.fromEntries(keepOf(choice)),
-      }),
+      planOf: (choice) => {
+        const widths = keepOf(choice);
+        const plan = planOfSetting(setting);
+        return widths.size === 0 ? plan : { ...plan, widths: Object.fromEntries(widths) };
+      },
     };
   }
 
@@ -346,12 +347,12 @@ class Search {
       build,
       costOf: async (other) => (await setting.costOf([other]))[0]!,
       judge: (other) => this.#judge(other, setting),
-      planOf: (choice): CompressionPlan => ({
-        ...NO_CHANGE,
-        sparsity: Object.fromEntries(
-          levelsOf(choice).map(([name, level]) => [name, formatPattern(levels[level]!)]),
-        ),
-      }),
+      planOf: (choice): CompressionPlan => {
+        const pruned = levelsOf(choice);
+        if (pruned.length === 0) return NO_CHANGE;
+        const patterns = pruned.map(([name, level]) => [name, formatPattern(levels[level]!)]);
+        return { ...NO_CHANGE, sparsity: Object.fromEntries(patterns) };
+      },
     };
   }
 }
