@@ -60,6 +60,8 @@ export function runPaths(runDir: string) {
     result: join(runDir, "metrics.json"),
     stages: join(runDir, "stages.json"),
     evaluation: join(runDir, "evaluation.json"),
+    /** Loss curve of the training: one {@link TrainingPoint} a line; a step's last line counts. */
+    training: join(runDir, "training.jsonl"),
     work: join(runDir, "work"),
     /** Networks that could be chosen, their heads, and the file that lists them. */
     front: join(runDir, "front"),

@@ -1,3 +1,4 @@
+import { appendFileSync } from "node:fs";
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
@@ -439,7 +440,11 @@ class Run {
       environmentAt: (size) => Promise.resolve(this.#environment(size, () => undefined)),
       resume: await tuning.read(),
       onState: (state) => tuning.write(state),
-      onPoint: onTrained,
+      onPoint: (point) => {
+        // At once, so that a line is whole where the process is killed next.
+        appendFileSync(this.#paths.training, `${JSON.stringify(point)}\n`);
+        onTrained(point);
+      },
       onProgress: (share) => onProgress("fine-tune", share, 1),
       end: endTraining,
     });

@@ -213,6 +213,11 @@ test("run: trains the candidate, tells its loss curve, and serves the trained ne
   );
   assert.equal(at.at(-1), steps);
   assert.ok(points.every(({ loss, learningRate }) => loss > 0 && learningRate > 0));
+  const lines = (await readFile(join(runDir, "training.jsonl"), "utf8")).trim().split("\n");
+  assert.deepEqual(
+    lines.map((line) => JSON.parse(line) as TrainingPoint),
+    points,
+  );
   const untrained = readGraph(await readFile(join(runDir, "front", "1.onnx")));
   const trained = readGraph(await readFile(join(runDir, "front", "2.onnx")));
   const [before, after] = [countParameters(untrained).nonzero, countParameters(trained).nonzero];
