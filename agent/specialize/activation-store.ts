@@ -22,18 +22,21 @@ export class ActivationStore {
     this.#memoryBytes = memoryBytes;
   }
 
-  /** Takes over `data`; a batch is written once. */
+  /** Takes over `data`. What is written of a batch again takes the place of what was in the file. */
   async write(batch: number, data: Float32Array): Promise<void> {
-    if (this.#usedBytes + data.byteLength <= this.#memoryBytes) {
+    const before = this.#inFile.get(batch);
+    if (before === undefined && this.#usedBytes + data.byteLength <= this.#memoryBytes) {
       this.#usedBytes += data.byteLength;
       this.#inMemory.set(batch, data);
       return;
     }
     this.#file ??= await open(this.#path, "w+");
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-    await writeAt(this.#file, bytes, this.#fileBytes, this.#path);
-    this.#inFile.set(batch, { offset: this.#fileBytes, length: data.length });
-    this.#fileBytes += bytes.length;
+    const fits = before?.length === data.length;
+    const offset = fits ? before.offset : this.#fileBytes;
+    await writeAt(this.#file, bytes, offset, this.#path);
+    this.#inFile.set(batch, { offset, length: data.length });
+    if (!fits) this.#fileBytes += bytes.length;
   }
 
   /** @throws {RangeError} for a batch that was never written. */
