@@ -136,6 +136,7 @@ async function viewDims({ pictures, microBatch }: DistillOptions): Promise<numbe
 
 /** A checkpoint is five times the size of the network, and a memory card wears out. */
 const CHECKPOINT_MS = 120_000;
+const NO_GAIN = "nothing was gained any more";
 
 class Distillation {
   readonly #options: DistillOptions;
@@ -205,6 +206,7 @@ class Distillation {
       this.#options.onProgress(Math.min(1, progressOf(this.#training, this.#elapsedMs)));
     }
     if (this.#losses.length > 0) await this.#judge(rate);
+    if (this.#training.counters.coolingFrom !== null) this.#ended ??= NO_GAIN;
     return this.#result();
   }
 
@@ -273,7 +275,7 @@ class Distillation {
     if (judged !== null) {
       const outcome = judgeWeights(this.#training, -judged.loss);
       if (outcome.kind === "diverged") this.#ended = `training diverged: ${outcome.reason}`;
-      if (outcome.kind === "stop") this.#ended = "nothing was gained any more";
+      if (outcome.kind === "stop") this.#ended = NO_GAIN;
     }
     if (this.#losses.length > 0) {
       this.#options.onPoint({

@@ -108,7 +108,7 @@ const TRAINING: Omit<TrainingOptions, "seed" | "limits"> = {
   clipNorm: 5,
   averageDecay: 0.98,
   guard: { tolerance: 10, maxSetbacks: 4 },
-  earlyStopping: { patience: 8, leastGain: 1e-4 },
+  earlyStopping: { patience: 8, coolDown: 0.5, leastGain: 1e-4 },
 };
 const OBJECTIVE: Omit<Objective, "logitOffsets" | "features"> = {
   distillation: 1,

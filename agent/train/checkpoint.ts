@@ -17,7 +17,7 @@ import {
  *     the best weights of those parameters, where there are any
  */
 const MAGIC = "taco-trn";
-const VERSION = 1;
+const VERSION = 2;
 const PREAMBLE_BYTES = 16;
 
 interface Header {

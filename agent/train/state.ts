@@ -12,8 +12,13 @@ import {
 
 /** When a training ends before its limits. */
 interface EarlyStopping {
-  /** Judgements in a row without a gain after which training stops; at least 1. */
+  /** Judgements in a row without a gain after which training draws to its end; at least 1. */
   readonly patience: number;
+  /**
+   * Steps that are taken then, while the rate falls as it would have over all that were left, as a
+   * share of the steps before: what does not gain at a high rate may at a low one. 0: none.
+   */
+  readonly coolDown: number;
   /** By how much a score must exceed the last one that counted as a gain, at least 0. */
   readonly leastGain: number;
 }
@@ -57,6 +62,8 @@ export interface TrainingCounters {
   readonly withoutGain: number;
   /** The last score that was a gain. */
   readonly gainedScore: number | null;
+  /** Where training began to draw to its end, and how far it was then; null: it has not. */
+  readonly coolingFrom: { readonly step: number; readonly progress: number } | null;
 }
 
 /** Gradients of the samples of one step, added up. */
@@ -114,6 +121,7 @@ export function startTraining(
       level: NO_LEVEL,
       withoutGain: 0,
       gainedScore: null,
+      coolingFrom: null,
     },
     best: null,
     gathered: null,
@@ -138,7 +146,7 @@ function checkOptions(options: TrainingOptions): void {
   const expect = (holds: boolean, name: string, range: string, got: number | null): void => {
     if (!holds) throw new RangeError(`${name}: expected ${range}, got ${got}`);
   };
-  const { patience, leastGain } = earlyStopping;
+  const { patience, coolDown, leastGain } = earlyStopping;
   const { tolerance, maxSetbacks } = guard;
   expect(Number.isSafeInteger(seed), "seed", "an integer", seed);
   expect(clipNorm > 0, "clipNorm", "a number above 0", clipNorm);
@@ -147,5 +155,6 @@ function checkOptions(options: TrainingOptions): void {
   expect(tolerance > 0, "tolerance", "a number above 0", tolerance);
   expect(maxSetbacks >= 0, "maxSetbacks", "at least 0", maxSetbacks);
   expect(patience >= 1, "patience", "at least 1", patience);
+  expect(coolDown >= 0, "coolDown", "at least 0", coolDown);
   expect(leastGain >= 0, "leastGain", "at least 0", leastGain);
 }

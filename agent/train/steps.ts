@@ -28,7 +28,7 @@ export type StepOutcome =
 /** What became of one judgement. */
 export type JudgeOutcome =
   | {
-      /** `stop`: as many judgements in a row without a gain as there is patience for. */
+      /** `stop`: as many judgements without a gain as there is patience for, and no cool-down. */
       readonly kind: "go-on" | "stop";
       /** Whether these weights are the best so far, and were kept. */
       readonly best: boolean;
@@ -37,7 +37,12 @@ export type JudgeOutcome =
 
 /** How far a training is; from 1 on it is over. */
 export function progressOf({ counters, options }: Training, elapsedMs: number): number {
-  return trainingProgress(counters.step, elapsedMs, options.limits);
+  const { step, coolingFrom: from } = counters;
+  const usual = trainingProgress(step, elapsedMs, options.limits);
+  if (from === null) return usual;
+  const steps = Math.max(1, Math.ceil(options.earlyStopping.coolDown * from.step));
+  const share = step >= from.step + steps ? 1 : (step + 0.5 - from.step) / steps;
+  return Math.max(usual, from.progress + (1 - from.progress) * share);
 }
 
 /**
@@ -100,7 +105,8 @@ export function takeStep(training: Training, elapsedMs: number): StepOutcome {
 }
 
 /**
- * Notes how good the {@link judgedWeights} are, and keeps them where they are the best so far.
+ * Notes how good the {@link judgedWeights} are, and keeps them where they are the best so far. Too
+ * long without a gain, training draws to its end: see {@link EarlyStopping}.
  *
  * @param score on pictures that were not trained on, more is better. One that is not finite is a
  *   fault, as in {@link takeStep}.
@@ -110,12 +116,19 @@ export function judgeWeights(training: Training, score: number): JudgeOutcome {
   const { counters, best } = training;
   const isBest = best === null || score > best.score;
   if (isBest) keepBest(training, score);
-  const { patience, leastGain } = training.options.earlyStopping;
+  const { patience, coolDown, leastGain } = training.options.earlyStopping;
   const gained = counters.gainedScore === null || score > counters.gainedScore + leastGain;
   const withoutGain = gained ? 0 : counters.withoutGain + 1;
   const gainedScore = gained ? score : counters.gainedScore;
   training.counters = { ...counters, withoutGain, gainedScore };
-  return { kind: withoutGain >= patience ? "stop" : "go-on", best: isBest };
+  if (withoutGain < patience || counters.coolingFrom !== null) {
+    return { kind: "go-on", best: isBest };
+  }
+  if (coolDown === 0) return { kind: "stop", best: isBest };
+  const { step, elapsedMs } = counters;
+  const coolingFrom = { step, progress: progressOf(training, elapsedMs) };
+  training.counters = { ...training.counters, coolingFrom };
+  return { kind: "go-on", best: isBest };
 }
 
 function trainedGradients(

@@ -122,7 +122,7 @@ function optionsOf(overrides: Partial<DistillOptions> = {}): DistillOptions {
       clipNorm: 10,
       averageDecay: 0.8,
       guard: { tolerance: 10, maxSetbacks: 2 },
-      earlyStopping: { patience: 100, leastGain: 0 },
+      earlyStopping: { patience: 100, coolDown: 0, leastGain: 0 },
     },
     batchSize: 12,
     microBatch: 6,

@@ -21,7 +21,7 @@ function optionsOf(optimizer: Optimizer, averageDecay: number | null): TrainingO
     averageDecay,
     schedule: { peak: 0.02, warmUp: 0.2, floor: 0.1 },
     clipNorm: 1.5,
-    earlyStopping: { patience: 50, leastGain: 0.001 },
+    earlyStopping: { patience: 50, coolDown: 0, leastGain: 0.001 },
   };
 }
 
@@ -135,7 +135,7 @@ test("checkpoint: one that does not fit is refused with what does not", () => {
   assert.throws(resume(file.subarray(0, file.length - 4)), /it is cut short or damaged/);
   const newer = file.slice();
   newer[8] = 9;
-  assert.throws(resume(newer), /expected version 1, got 9/);
+  assert.throws(resume(newer), /expected version 2, got 9/);
   assert.throws(resume(file, layer(), { ...options, seed: 2 }), /expected the options/);
   const wide = { ...b!, initial: new Float32Array(4) };
   assert.throws(resume(file, [W!, wide]), /parameter 1 to be "b" of 3 values, got "b" of 4/);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createRandom } from "../../agent/math/random.ts";
-import { keepCheckpoint } from "../../agent/train/checkpoint.ts";
+import { keepCheckpoint, resumeTraining } from "../../agent/train/checkpoint.ts";
 import type { Optimizer } from "../../agent/train/optimizer.ts";
 import { judgedWeights, startTraining, type TrainingOptions } from "../../agent/train/state.ts";
 import { gatherGradients, judgeWeights, progressOf, takeStep } from "../../agent/train/steps.ts";
@@ -210,7 +210,9 @@ test("divergence: a validation score that is not finite goes back too", () => {
 });
 
 test("early stopping: stops after as many judgements without a gain as there is patience for", () => {
-  const { training, step } = parabola({ earlyStopping: { patience: 3, leastGain: 0.1 } });
+  const { training, step } = parabola({
+    earlyStopping: { patience: 3, coolDown: 0, leastGain: 0.1 },
+  });
   const scores = [0.5, 0.7, 0.75, 0.79, 0.6];
   const outcomes = scores.map((score) => {
     step();
@@ -222,9 +224,35 @@ test("early stopping: stops after as many judgements without a gain as there is 
   );
   assert.equal(training.best!.score, 0.79, "the best counts, however small its gain");
   assert.equal(training.best!.step, 4);
-  const { training: other } = parabola({ earlyStopping: { patience: 2, leastGain: 0.1 } });
+  const { training: other } = parabola({
+    earlyStopping: { patience: 2, coolDown: 0, leastGain: 0.1 },
+  });
   const kinds = [0.5, 0.55, 0.65, 0.66, 0.67].map((score) => judgeWeights(other, score).kind);
   assert.deepEqual(kinds, ["go-on", "go-on", "go-on", "go-on", "stop"]);
+});
+
+test("early stopping: with a cool-down the rate falls to its end over so many steps more", () => {
+  const schedule = { peak: 0.1, warmUp: 0, floor: 0.1 };
+  const earlyStopping = { patience: 2, coolDown: 0.5, leastGain: 0 };
+  const { training, step } = parabola({ schedule, earlyStopping });
+  const rates: number[] = [];
+  const walk = (score: number) => {
+    const outcome = step();
+    assert.ok(outcome.kind === "stepped");
+    rates.push(outcome.rate);
+    return judgeWeights(training, score).kind;
+  };
+  for (let i = 0; i < 20; i++) assert.equal(walk(i), "go-on");
+  assert.equal(training.counters.coolingFrom, null);
+  while (progressOf(training, 0) < 1) assert.equal(walk(0), "go-on");
+  assert.equal(training.counters.coolingFrom!.step, 22);
+  assert.equal(training.counters.step, 33, "half as many again");
+  const [last, next, end] = [rates[21]!, rates[22]!, rates.at(-1)!];
+  assert.ok(next < last && next > 0.8 * last, `the rate goes on from ${last} to ${next}`);
+  assert.ok(end < 0.015, `and ends near its floor: ${end}`);
+  const checkpoint = keepCheckpoint(training);
+  const resumed = resumeTraining(checkpoint, training.parameters, training.options);
+  assert.equal(progressOf(resumed, 0), progressOf(training, 0));
 });
 
 test("early stopping: keeps copies of the averages where there are any", () => {

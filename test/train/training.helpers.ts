@@ -13,7 +13,7 @@ export const PLAIN: TrainingOptions = {
   clipNorm: Number.POSITIVE_INFINITY,
   averageDecay: null,
   guard: { tolerance: 5, maxSetbacks: 3 },
-  earlyStopping: { patience: 3, leastGain: 0 },
+  earlyStopping: { patience: 3, coolDown: 0, leastGain: 0 },
 };
 
 export function weightsOf(name: string, values: readonly number[]): TrainedParameter {
