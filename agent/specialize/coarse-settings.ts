@@ -1,9 +1,13 @@
 import type { Measure } from "../aim.ts";
 import type { FrontLimit } from "../compress/budget.ts";
 import { messageOf } from "../errors.ts";
+import { findSwishes, replaceSwish } from "../onnx/activations.ts";
+import { findGates, foldGate } from "../onnx/gates.ts";
 import { type Graph, writeGraph } from "../onnx/graph.ts";
+import { inferShapes } from "../onnx/infer-shapes.ts";
 import { countParameters } from "../onnx/initializers.ts";
 import { toSparseInitializers } from "../onnx/sparse-initializer.ts";
+import { elementCount } from "../onnx/tensor.ts";
 import type { LatencyTable } from "../runtime/latency-table.ts";
 import { swapForIntegers } from "./activation-swap.ts";
 import { type CompressionPlan, NO_CHANGE } from "./compression-plan.ts";
@@ -88,6 +92,10 @@ const MIN_SIZE = 96;
 const LEAST_GAIN = 1.1;
 /** Share of the drop allowed by which settings may differ and count as alike. */
 const NOISE = 0.1;
+/** Share of a setting's cost that its fine levers are taken to leave at least. */
+export const LEAST_LEFT = 0.6;
+/** Share of the time in which bases are fitted: the others are for their sizes and fine levers. */
+const BASES_SHARE = 0.6;
 /** Bytes of one weight. */
 const FLOAT_BYTES = 4;
 
@@ -174,6 +182,8 @@ interface Form {
 
 /** Timed in the place of a network that integers would be made of. */
 const INTEGERS = { name: "int8", of: integerForm };
+/** Functions that integers compute fast. */
+const SWAP: Simplification = { activations: "for-integers", gates: "keep" };
 /** Cheaper functions that are tried, with room for those that lose more. */
 const SIMPLIFICATIONS: readonly Simplification[] = [
   { activations: "relu", gates: "keep" },
@@ -208,7 +218,9 @@ async function latencySettings(
   options: SettingOptions,
   context: SettingContext,
 ): Promise<Coarse[]> {
-  const bases = await openBases(options, context);
+  const until = (1 - BASES_SHARE) * context.timeLeft();
+  const inTime = { ...context, timeLeft: () => context.timeLeft() - until };
+  const bases = await openBases(options, inTime);
   const forms = bases.flatMap((base) =>
     [null, ...smallerSizes(options.size)].flatMap((size): Form[] => {
       const graph = resized(base.graph, size, context);
@@ -223,15 +235,17 @@ async function latencySettings(
   const settings: Coarse[] = [];
   const judged = new Map(bases.map(({ graph, judgment }) => [graph, judgment]));
   const latest = new Map(bases.map((base) => [base, base.judgment]));
-  // The own size of all first: it shows which bases need not be tried at smaller ones.
-  const order = [...forms.keys()].sort((a, b) => pixelsOf(forms[b]!) - pixelsOf(forms[a]!));
-  for (const at of order) {
+  const costs = forms.map(
+    ({ base, int8 }, at) => (int8 ? base.integers!.slowdown : 1) * (times[at]! / whole),
+  );
+  for (const at of judgedInOrder(forms, costs, context)) {
     const form = forms[at]!;
-    const cost = (form.int8 ? form.base.integers!.slowdown : 1) * (times[at]! / whole);
+    const cost = costs[at]!;
     // Smaller pictures only lose more.
     if (beaten(settings, cost, latest.get(form.base)!, context)) continue;
     const known = judged.get(form.graph);
-    if (known === undefined && context.timeLeft() <= 0) continue;
+    const late = context.timeLeft() <= 0 && !isMissing(settings, cost, costs, context);
+    if (known === undefined && late) continue;
     const origin = { graph: form.base.graph, fitted: false };
     const judgment = known ?? (await options.judge(form.graph, form.size, origin));
     judged.set(form.graph, judgment);
@@ -242,8 +256,42 @@ async function latencySettings(
   return settings;
 }
 
+/**
+ * The order in which forms are judged, as long as there is time. For a limit on latency those that
+ * keep it, the slowest first, then the nearest beyond it. Else the own size of all bases, which
+ * shows what need not be tried at smaller ones.
+ */
+function judgedInOrder(
+  forms: readonly Form[],
+  costs: readonly number[],
+  { limit }: SettingContext,
+): number[] {
+  const all = [...forms.keys()];
+  if ("maxDrop" in limit) {
+    return all.sort((a, b) => pixelsOf(forms[b]!) - pixelsOf(forms[a]!));
+  }
+  const slowestFirst = all.sort((a, b) => costs[b]! - costs[a]!);
+  const first = slowestFirst.findIndex((at) => costs[at]! <= limit.maxCost);
+  const beyond = first < 0 ? all.length : first;
+  return [...slowestFirst.slice(beyond), ...slowestFirst.slice(0, beyond).reverse()];
+}
+
+/** Whether there is nothing yet that keeps a limit on latency, and this does or comes nearest. */
+function isMissing(
+  settings: readonly Coarse[],
+  cost: number,
+  costs: readonly number[],
+  { limit }: SettingContext,
+): boolean {
+  if ("maxDrop" in limit || settings.some((other) => other.cost <= limit.maxCost)) return false;
+  return cost <= Math.max(limit.maxCost, Math.min(...costs));
+}
+
 /** Milliseconds of each form as a whole. */
-async function timeForms(forms: readonly Form[], options: SettingOptions): Promise<number[]> {
+async function timeForms(
+  forms: readonly Pick<Form, "graph" | "size" | "int8">[],
+  options: SettingOptions,
+): Promise<number[]> {
   const { engine, signal } = await options.environmentAt(null);
   const networks = forms.map(({ graph, size, int8 }) => ({
     graph,
@@ -308,32 +356,42 @@ async function modelOf(
 
 /**
  * The network with its own functions, with those that integers compute fast, and with cheaper ones
- * in float too, where they do not lose too much.
+ * in float too, where they do not lose too much. To fit one takes a minute, so what each can be at
+ * best is timed first: for a limit on latency, those that cannot keep it are left out.
  */
 async function openBases(options: SettingOptions, context: SettingContext): Promise<Base[]> {
   const { dense, judge } = options;
   const environment = await options.environmentAt(null);
   const bases: Base[] = [];
+  const own = { activations: NO_CHANGE.activations, gates: NO_CHANGE.gates };
+  const wanted = await worthFitting(options, context);
+  const forIntegers = wanted.some(({ activations }) => activations === "for-integers");
   const open = async (graph: Graph, simplification: Simplification): Promise<number> => {
     const judgment = await judge(graph, null);
     if (judgment.dropPoints > mostDrop(context)) return judgment.dropPoints;
     // A swish holds integers up; they have a base of their own, where that is of use.
+    const held = simplification.activations === "keep" && (swapped !== dense || !forIntegers);
     const integers =
-      simplification.activations === "keep" && swapped !== dense
+      held && simplifies(graph, SWAP)
         ? null
         : await judgeIntegers(graph, judgment, options, context);
     bases.push({ graph, simplification, judgment, integers });
     return judgment.dropPoints;
   };
-  const { activations, gates } = NO_CHANGE;
-  const swap = await swapForIntegers(dense, firstHalf(environment));
-  for (const refusal of swap.refused) context.refuse(refusal);
-  const swapped = swap.graph;
-  await open(dense, { activations, gates });
-  if (swapped !== dense) await open(swapped, { activations: "for-integers", gates });
+  let swapped = dense;
+  if (forIntegers) {
+    const swap = await swapForIntegers(dense, firstHalf(environment));
+    for (const refusal of swap.refused) context.refuse(refusal);
+    swapped = swap.graph;
+  }
+  await open(dense, own);
+  if (swapped !== dense) await open(swapped, SWAP);
   const lost = { activations: 0, gates: 0 };
-  for (const simplification of SIMPLIFICATIONS) {
-    if (context.timeLeft() <= 0 || !changesAll(dense, simplification)) continue;
+  for (const [i, simplification] of wanted.entries()) {
+    if (simplification.activations === "for-integers") continue;
+    // The fastest of all may be what keeps a limit on latency.
+    const needed = i === 0 && "maxCost" in context.limit;
+    if (context.timeLeft() <= 0 && !needed) continue;
     const both = simplification.activations !== "keep" && simplification.gates !== "keep";
     if (both && lost.activations + lost.gates > mostDrop(context)) continue;
     // To all pictures, as what is built in the end: fitted to fewer it looks worse than it is.
@@ -342,6 +400,64 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
     lost[simplification.gates === "keep" ? "activations" : "gates"] = drop;
   }
   return bases;
+}
+
+/**
+ * Simplifications to fit. For a limit on latency, those that can keep it with their fine levers, or
+ * else the fastest alone; the fastest first, as time may run out.
+ */
+async function worthFitting(
+  options: SettingOptions,
+  context: SettingContext,
+): Promise<readonly Simplification[]> {
+  const { dense } = options;
+  const { limit } = context;
+  const all = [SWAP, ...SIMPLIFICATIONS].filter((each) => changesAll(dense, each));
+  if ("maxDrop" in limit || all.length === 0) return all;
+  const silent = { ...context, refuse: () => undefined };
+  const forms = [null, ...all].flatMap((simplification) => {
+    const graph = simplification === null ? dense : sketchOf(simplification, options);
+    return [null, ...smallerSizes(options.size)].flatMap((size) => {
+      const sized = resized(graph, size, silent);
+      if (sized === undefined) return [];
+      const form = { simplification, graph: sized, size };
+      return [false, true].map((int8) => ({ ...form, int8 }));
+    });
+  });
+  const times = await timeForms(forms, options);
+  const least = (simplification: Simplification) =>
+    Math.min(...times.filter((_, at) => forms[at]!.simplification === simplification)) / times[0]!;
+  const fastestFirst = [...all].sort((a, b) => least(a) - least(b));
+  const able = fastestFirst.filter((each) => LEAST_LEFT * least(each) <= limit.maxCost);
+  return able.length > 0 ? able : fastestFirst.slice(0, 1);
+}
+
+/** A simplified network as it will be, but fitted to nothing: it takes as long. */
+function sketchOf({ activations, gates }: Simplification, options: SettingOptions): Graph {
+  const { dense, size } = options;
+  const picture = dense.inputs[0]!.name;
+  const shapes = inferShapes(dense, new Map([[picture, [1, 3, size.height, size.width]]]));
+  const dimsOf = (name: string) => shapes.get(name)?.dims ?? [];
+  let graph = dense;
+  for (const gate of gates === "fold" ? findGates(dense) : []) {
+    const channels = dimsOf(gate.factor)[1];
+    if (channels !== undefined) graph = foldGate(graph, gate, new Float32Array(channels).fill(1));
+  }
+  if (activations === "keep") return graph;
+  const sites = findSwishes(graph);
+  if (activations !== "for-integers") {
+    return replaceSwish(
+      graph,
+      activations,
+      sites.map(({ output }) => output),
+    );
+  }
+  const large = sites.filter(({ input }) => elementCount(dimsOf(input).slice(2)) > 1);
+  return replaceSwish(
+    graph,
+    "hard-swish",
+    large.map(({ output }) => output),
+  );
 }
 
 /** The network at another size; undefined where it cannot take it. */

@@ -8,6 +8,7 @@ import { findPrunableLayers } from "../onnx/prunable-layers.ts";
 import {
   type Coarse,
   coarseSettings,
+  LEAST_LEFT,
   planOfSetting,
   type SettingOptions,
 } from "./coarse-settings.ts";
@@ -66,14 +67,13 @@ const TARGET_STEP = 0.8;
 const EVALUATIONS = 40;
 /** Settings that lose more than this share of what is allowed come last. */
 const ROOM = 0.75;
-/** Share of a setting's cost that its fine levers are taken to leave at least. */
-const LEAST_LEFT = 0.6;
 /** Bytes of one weight. */
 const FLOAT_BYTES = 4;
 /** Bytes of one value and its index in a sparse initializer. */
 const SPARSE_BYTES = 12;
-/** Plans that may lose a little more than allowed are built too: what was measured is an estimate. */
+/** Plans that may lose or cost a little more than allowed are built too: both are estimates. */
 const DROP_MARGIN_POINTS = 1;
+const COST_MARGIN = 1.15;
 
 /**
  * Searches plans for an aim over all levers that bear on it: picture size, channels and heads, and
@@ -158,10 +158,13 @@ class Search {
       rest.splice(rest.indexOf(best), 1);
     }
     if (chosen.length >= maxPlans) return chosen;
-    const beyond = rest
-      .filter(({ drop }) => !("maxDrop" in limit) || drop <= limit.maxDrop + DROP_MARGIN_POINTS)
-      .sort((a, b) => ("maxCost" in limit ? a.cost - b.cost : a.drop - b.drop));
-    return [...chosen, ...beyond.slice(0, chosen.length === 0 ? 1 : maxPlans - chosen.length)];
+    const near = ({ drop, cost }: (typeof rest)[0]) =>
+      "maxDrop" in limit
+        ? drop <= limit.maxDrop + DROP_MARGIN_POINTS
+        : cost <= COST_MARGIN * limit.maxCost;
+    rest.sort((a, b) => ("maxCost" in limit ? a.cost - b.cost : a.drop - b.drop));
+    if (chosen.length > 0) return [...chosen, ...rest.filter(near)].slice(0, maxPlans);
+    return rest.filter((plan) => "maxCost" in limit || near(plan)).slice(0, 1);
   }
 
   get #timed(): boolean {

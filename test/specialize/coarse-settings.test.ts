@@ -3,9 +3,14 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import type { FrontLimit } from "../../agent/compress/budget.ts";
 import { createLogger } from "../../agent/log.ts";
 import { LatencyTable, thisMachine } from "../../agent/runtime/latency-table.ts";
-import { coarseSettings, planOfSetting } from "../../agent/specialize/coarse-settings.ts";
+import {
+  type Coarse,
+  coarseSettings,
+  planOfSetting,
+} from "../../agent/specialize/coarse-settings.ts";
 import { NO_CHANGE } from "../../agent/specialize/compression-plan.ts";
 import { createEngine, type Engine } from "../../agent/specialize/engine.ts";
 import type { Refusal } from "../../agent/specialize/environment.ts";
@@ -27,7 +32,7 @@ after(async () => {
 });
 
 /** All settings of a small network with swishes and gates; what is lost is the outputs' error. */
-async function settingsFor(measure: "latency" | "bytes", maxDrop: number, msLeft = 60_000) {
+async function settingsFor(measure: "latency" | "bytes", limit: FrontLimit, msLeft = 60_000) {
   const dense = gatedNetwork();
   const { signal } = new AbortController();
   const unseen = pictures(4, 9);
@@ -54,7 +59,7 @@ async function settingsFor(measure: "latency" | "bytes", maxDrop: number, msLeft
       restParameters: 0,
     },
     {
-      limit: { maxDrop },
+      limit,
       timeLeft: () => msLeft - (performance.now() - start),
       refuse: (refusal) => refused.push(refusal),
     },
@@ -63,7 +68,7 @@ async function settingsFor(measure: "latency" | "bytes", maxDrop: number, msLeft
 }
 
 test("coarse-settings: the dense network comes first, and nothing loses more than allowed", async () => {
-  const { settings } = await settingsFor("latency", 60);
+  const { settings } = await settingsFor("latency", { maxDrop: 60 });
   assert.equal(planOfSetting(settings[0]!), NO_CHANGE);
   assert.equal(settings[0]!.cost, 1);
   const floats = settings.filter(({ int8 }) => !int8);
@@ -76,18 +81,40 @@ test("coarse-settings: the dense network comes first, and nothing loses more tha
 });
 
 test("coarse-settings: with nothing to lose, cheaper functions are no settings", async () => {
-  const { settings } = await settingsFor("latency", 1e-6);
+  const { settings } = await settingsFor("latency", { maxDrop: 1e-6 });
   assert.ok(settings.every(({ simplification }) => simplification.activations === "keep"));
   assert.ok(settings.every(({ simplification }) => simplification.gates === "keep"));
 });
 
 test("coarse-settings: without time left, what is known already is still there", async () => {
-  const { settings } = await settingsFor("latency", 60, 0);
+  const { settings } = await settingsFor("latency", { maxDrop: 60 }, 0);
   assert.equal(planOfSetting(settings[0]!), NO_CHANGE);
 });
 
+/** Which functions were tried, the network's own left out. */
+function triedIn(settings: readonly Coarse[]): Set<string> {
+  const changed = settings.filter((each) => planOfSetting(each) !== NO_CHANGE);
+  return new Set(changed.map(({ simplification: s }) => `${s.activations} ${s.gates}`));
+}
+
+test("coarse-settings: for a limit on latency only what can keep it is fitted", async () => {
+  // Of nine sigmoids constant gates leave five, and fine levers at best 0.6 of their time.
+  const { settings } = await settingsFor("latency", { maxCost: 0.3 });
+  const tried = triedIn(settings);
+  assert.ok(tried.has("relu fold"), [...tried].join(", "));
+  assert.ok(!tried.has("keep fold"), [...tried].join(", "));
+  const { settings: easier } = await settingsFor("latency", { maxCost: 0.6 });
+  assert.ok(triedIn(easier).has("keep fold"), [...triedIn(easier)].join(", "));
+});
+
+test("coarse-settings: where time is too short, a limit on latency is kept all the same", async () => {
+  const { settings } = await settingsFor("latency", { maxCost: 0.3 }, 0);
+  assert.ok(settings.some(({ cost }) => cost <= 0.3));
+  assert.deepEqual([...triedIn(settings)], ["relu fold"]);
+});
+
 test("coarse-settings: fewer bits take fewer bytes", async () => {
-  const { settings } = await settingsFor("bytes", 100);
+  const { settings } = await settingsFor("bytes", { maxDrop: 100 });
   const of = (bits: number) => settings.find(({ weightBits }) => weightBits === bits)!;
   const float = settings.find(({ int8, weightBits }) => !int8 && weightBits === null)!;
   assert.ok(of(4).cost < float.cost);
