@@ -363,35 +363,37 @@ async function openBases(options: SettingOptions, context: SettingContext): Prom
   const { dense, judge } = options;
   const environment = await options.environmentAt(null);
   const bases: Base[] = [];
-  const own = { activations: NO_CHANGE.activations, gates: NO_CHANGE.gates };
-  const wanted = await worthFitting(options, context);
-  const forIntegers = wanted.some(({ activations }) => activations === "for-integers");
+  // A swish holds integers up; they have a base of their own, unless that comes to nothing.
+  let swishesStay = false;
+  const integersOf = (graph: Graph, { activations }: Simplification, judgment: Judgment) => {
+    const held = activations === "keep" && !swishesStay && simplifies(graph, SWAP);
+    return held ? Promise.resolve(null) : judgeIntegers(graph, judgment, options, context);
+  };
   const open = async (graph: Graph, simplification: Simplification): Promise<number> => {
     const judgment = await judge(graph, null);
     if (judgment.dropPoints > mostDrop(context)) return judgment.dropPoints;
-    // A swish holds integers up; they have a base of their own, where that is of use.
-    const held = simplification.activations === "keep" && (swapped !== dense || !forIntegers);
-    const integers =
-      held && simplifies(graph, SWAP)
-        ? null
-        : await judgeIntegers(graph, judgment, options, context);
+    const integers = await integersOf(graph, simplification, judgment);
     bases.push({ graph, simplification, judgment, integers });
     return judgment.dropPoints;
   };
-  let swapped = dense;
-  if (forIntegers) {
-    const swap = await swapForIntegers(dense, firstHalf(environment));
-    for (const refusal of swap.refused) context.refuse(refusal);
-    swapped = swap.graph;
-  }
-  await open(dense, own);
-  if (swapped !== dense) await open(swapped, SWAP);
+  const { activations, gates } = NO_CHANGE;
+  await open(dense, { activations, gates });
   const lost = { activations: 0, gates: 0 };
-  for (const [i, simplification] of wanted.entries()) {
-    if (simplification.activations === "for-integers") continue;
-    // The fastest of all may be what keeps a limit on latency.
-    const needed = i === 0 && "maxCost" in context.limit;
-    if (context.timeLeft() <= 0 && !needed) continue;
+  for (const [i, simplification] of (await worthFitting(options, context)).entries()) {
+    // The first may be what keeps a limit on latency.
+    if (context.timeLeft() <= 0 && i > 0) continue;
+    if (simplification === SWAP) {
+      const { graph, refused } = await swapForIntegers(dense, firstHalf(environment));
+      for (const refusal of refused) context.refuse(refusal);
+      if (graph !== dense) {
+        await open(graph, SWAP);
+      } else if (bases[0]) {
+        swishesStay = true;
+        const integers = await integersOf(dense, bases[0].simplification, bases[0].judgment);
+        bases[0] = { ...bases[0], integers };
+      }
+      continue;
+    }
     const both = simplification.activations !== "keep" && simplification.gates !== "keep";
     if (both && lost.activations + lost.gates > mostDrop(context)) continue;
     // To all pictures, as what is built in the end: fitted to fewer it looks worse than it is.

@@ -13,15 +13,24 @@ import { watchMemory } from "./process-memory.ts";
 export interface StationBenchOptions {
   /** Pictures that come at once; default 300. */
   pictures?: number;
+  /** Files that lie in the inbox beside them, for the second half; default 10,000. */
+  others?: number;
 }
 
 const ROOT = join(import.meta.dirname, "..", "..");
 const BENCH = join(ROOT, "..", "shared", "bench");
 const POLL_MS = 100;
+/** For what takes some hundredths of a second. */
+const SHORT_POLL_MS = 2;
+/** Pictures that come one by one. */
+const SINGLE = 20;
+/** Time in which a station has got over files that came at once. */
+const CALM_MS = 3000;
 
 /**
  * A whole station as a process: pictures a second from the file in the inbox to the prediction in
- * SQLite, every commit flushed to the disk, and the peak memory of each process.
+ * SQLite, every commit flushed to the disk, and the peak memory of each process; and how much longer
+ * one picture takes, alone, where many files lie in the inbox already.
  *
  * @returns `skipped` with the reason where the bench data is absent.
  */
@@ -48,7 +57,8 @@ export async function benchStation(options: StationBenchOptions = {}): Promise<o
   });
   const memory = watchMemory(agent.pid ?? 0);
   try {
-    const names = readdirSync(source).slice(0, options.pictures ?? 300);
+    const all = readdirSync(source);
+    const names = all.slice(0, options.pictures ?? 300);
     const inbox = join(dir, "inbox");
     await mkdir(inbox, { recursive: true });
     // The first picture says that the station serves.
@@ -58,10 +68,28 @@ export async function benchStation(options: StationBenchOptions = {}): Promise<o
     const start = performance.now();
     await until(() => predictions(dir) === names.length);
     const seconds = (performance.now() - start) / 1000;
+    let known = names.length;
+    const singly = async (): Promise<number> => {
+      const ms: number[] = [];
+      await delay(CALM_MS);
+      for (const name of all.slice(known, known + SINGLE)) {
+        await copyFile(join(source, name), join(inbox, name));
+        const began = performance.now();
+        known++;
+        await until(() => predictions(dir) === known, SHORT_POLL_MS);
+        ms.push(performance.now() - began);
+      }
+      return ms.sort((a, b) => a - b)[ms.length >> 1]!;
+    };
+    const aloneMs = await singly();
+    const others = options.others ?? 10_000;
+    for (let i = 0; i < others; i++) await writeFile(join(inbox, `${i}.txt`), "");
+    const amongManyMs = await singly();
     return {
       subject: "EfficientNet-B0",
       pictures: names.length - 1,
       framesPerSecond: (names.length - 1) / seconds,
+      oneByOne: { aloneMs, files: others, amongManyMs, ratio: amongManyMs / aloneMs },
       peakMemoryBytes: memory.stop(),
     };
   } finally {
@@ -83,7 +111,7 @@ function predictions(dir: string): number {
   }
 }
 
-async function until(condition: () => boolean): Promise<void> {
+async function until(condition: () => boolean, pollMs = POLL_MS): Promise<void> {
   const end = performance.now() + 300_000;
   for (;;) {
     try {
@@ -93,6 +121,6 @@ async function until(condition: () => boolean): Promise<void> {
       if (performance.now() > end) throw error;
     }
     if (performance.now() > end) throw new Error("the station did not get there in five minutes");
-    await delay(POLL_MS);
+    await delay(pollMs);
   }
 }
