@@ -6,6 +6,7 @@ import type { TensorValue } from "../runtime/session.ts";
 import { type BatchSampler, createSampler } from "../train/batches.ts";
 import { keepCheckpoint, resumeTraining } from "../train/checkpoint.ts";
 import { keptPlaces, pickKept, putKept } from "../train/kept-weights.ts";
+import { trainingProgress } from "../train/learning-rate.ts";
 import { sumOfSquares, type TrainedParameter } from "../train/optimizer.ts";
 import {
   judgedWeights,
@@ -205,8 +206,10 @@ class Distillation {
       if ((step + 1) % judgeEvery === 0) await this.#judge(rate);
       this.#options.onProgress(Math.min(1, progressOf(this.#training, this.#elapsedMs)));
     }
+    const { counters, options } = this.#training;
+    const isEarly = trainingProgress(counters.step, this.#elapsedMs, options.limits) < 1;
+    if (isEarly && counters.coolingFrom !== null) this.#ended ??= NO_GAIN;
     if (this.#losses.length > 0) await this.#judge(rate);
-    if (this.#training.counters.coolingFrom !== null) this.#ended ??= NO_GAIN;
     return this.#result();
   }
 
